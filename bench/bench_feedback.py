@@ -36,8 +36,8 @@ import numpy as np
 from sqlalchemy import select
 
 from laurel_feedback.store import accounts
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Batch, Item, Plan, Response, Vote
 
 FORKS = get_context("forkserver")

@@ -25,7 +25,7 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Group, Key, Sample, Values
 from laurel.fast import packed
 from laurel.model.critic import shared_critic
-from laurel.model.implicit import new_heads
+from laurel.model.ilql import new_heads
 from laurel.model.policy import Policy, Reference
 from laurel.model.scorer import Scorer
 from laurel.rollout.pack import comparisons, pack

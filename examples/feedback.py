@@ -12,8 +12,8 @@ from laurel_feedback.exchange.load import load
 from laurel_feedback.statistics.batches import open_batch
 from laurel_feedback.store import accounts
 from laurel_feedback.store.assign import Answer, TaskQueue
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.settings import BatchSettings
 
 folder = Path("feedback")
 folder.mkdir(exist_ok=True)

@@ -31,7 +31,7 @@ from laurel.rollout.sampler import Sampler, sample
 from laurel.train import loop
 from laurel.train.options import defaults
 from laurel.train.record import record_time
-from laurel.train.roofline import Work, body_of, bound, drawn
+from laurel.train.roofline import Work, body_of, bound_seconds, count_sampling
 from laurel.train.session import Session
 from laurel.train.setup import prepare
 
@@ -80,7 +80,7 @@ def rollout(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
     )
     prompts, limits = [tuple(ids) for ids in shape.prompt_ids().tolist()], shape.lengths().tolist()
     work = Work()
-    drawn(
+    count_sampling(
         work,
         body_of(policy.causal),
         policy.dtype.itemsize,
@@ -94,7 +94,10 @@ def rollout(turns: Turns, shape: Shape, folder: Path, dtype: str) -> None:
         )
         synchronise()
         assert [len(row.ids) for row in found] == limits
-        return {"tokens": sum(limits), "bound": partial(bound, work, policy.dtype, device, {})}
+        return {
+            "tokens": sum(limits),
+            "bound": partial(bound_seconds, work, policy.dtype, device, {}),
+        }
 
     turns.each(once)
 
@@ -103,7 +106,7 @@ def allowed(setup: Session) -> Callable[[], float]:
     """The seconds that the machine allows for the step that the clock saw, at rates that are
     measured when it is asked.
     """
-    return partial(bound, setup.clock.work, setup.policy.dtype, setup.policy.device, {})
+    return partial(bound_seconds, setup.clock.work, setup.policy.dtype, setup.policy.device, {})
 
 
 def setup_of(

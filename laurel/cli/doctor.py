@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from laurel.cli.options import add_hidden, given
+from laurel.cli.options import add_hidden, read_command_line
 from laurel.cli.train import check_algorithm
 from laurel.core import machine
 from laurel.core.config import TrainConfig, build_config
@@ -69,14 +69,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run every check, print it, and leave with 0 where laurel is usable, 1 where it is not."""
-    options = given(
+    options = read_command_line(
         argparse.Namespace(
             **{name: value for name, value in vars(args).items() if value is not None}
         ),
         TrainConfig,
     )
     if args.algorithm is not None:
-        return fits(args, options)
+        return print_memory_needs(args, options)
     options.pop("model", None)
     if further := sorted([*options, *(["device_memory"] if args.device_memory else [])]):
         what = f"`--{further[0]}` says how a model is trained, and no algorithm is named."
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if usable else 1
 
 
-def fits(args: argparse.Namespace, options: dict[str, Any]) -> int:
+def print_memory_needs(args: argparse.Namespace, options: dict[str, Any]) -> int:
     """Print the memory that a training takes, full and with adapters."""
     if args.model is None:
         raise UsageError(
@@ -123,9 +123,9 @@ def fits(args: argparse.Namespace, options: dict[str, Any]) -> int:
 
 def checks() -> Iterator[Check]:
     """Every check, cheap ones first. One that breaks is reported as bad, never skipped."""
-    yield from guarded("python", check_python)
-    yield from guarded("packages", check_packages)
-    yield from guarded("optional", check_optional)
+    yield from run_check_safely("python", check_python)
+    yield from run_check_safely("packages", check_packages)
+    yield from run_check_safely("optional", check_optional)
     for name, check in (
         ("device", check_device),
         ("threads", check_threads),
@@ -136,7 +136,7 @@ def checks() -> Iterator[Check]:
         ("sandbox", check_sandbox),
         ("self-test", check_training),
     ):
-        yield from guarded(name, check)
+        yield from run_check_safely(name, check)
 
 
 def checks_of(model: str) -> Iterator[Check]:
@@ -147,7 +147,7 @@ def checks_of(model: str) -> Iterator[Check]:
         yield Check(name, "ok", text)
 
 
-def guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
+def run_check_safely(name: str, check: Callable[[], list[Check]]) -> list[Check]:
     """The findings of one check; whatever it raises becomes a finding."""
     try:
         return check()

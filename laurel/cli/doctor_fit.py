@@ -15,11 +15,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from laurel.core.errors import UsageError
-from laurel.fast.packed import KNOWN, bare, looks_packed
+from laurel.fast.packed import KNOWN, looks_packed, without_peft
 from laurel.fast.room import device_memory, logit_room
 from laurel.model.adapters import with_lora
 from laurel.model.folders import base_of, check_folder, is_adapter
-from laurel.model.narrow import hold
+from laurel.model.narrow import cast_weights
 from laurel.model.objects import config_of
 from laurel.model.policy import (
     Policy,
@@ -34,7 +34,7 @@ from laurel.train.algorithms import ALGORITHMS
 from laurel.train.memory import (
     Foreseen,
     body_of,
-    foreseen,
+    forecast_bytes,
     longest_groups,
     own_bodies,
     ways_out,
@@ -94,7 +94,10 @@ def fit_lines(algorithm: str, config: Any, device_gb: float | None = None) -> li
         name: fit(algorithm, config.model_copy(update={"use_peft": peft}), kind, there)
         for name, peft in (("all weights", False), ("LoRA", True))
     }
-    lines = [*about(algorithm, config, kind), f"{'GB':34}" + "".join(f"{n:>14}" for n in fits)]
+    lines = [
+        *forecast_heading(algorithm, config, kind),
+        f"{'GB':34}" + "".join(f"{n:>14}" for n in fits),
+    ]
     for line, parts in ROWS.items():
         sizes = [one.size(parts) for one in fits.values()]
         if any(sizes):
@@ -120,7 +123,7 @@ def verdict(one: Fit, there: tuple[int, int] | None) -> str:
     return f"does not fit: {size}, of {there[0] / GB:.1f}. " + " ".join(one.ways[:3])
 
 
-def about(algorithm: str, config: Any, kind: str) -> list[str]:
+def forecast_heading(algorithm: str, config: Any, kind: str) -> list[str]:
     """What the table is of."""
     config, row = resolve(algorithm, config), ALGORITHMS[algorithm]
     if row.source.prompts:
@@ -175,7 +178,7 @@ def fit(algorithm: str, config: Any, kind: str, there: tuple[int, int] | None) -
         by_comparison=config.loss_aggregation == "comparison_mean", packs=policy.packs
     )
     work = work_in(*rows_of(config, row, divided))
-    found = foreseen(policy, reference, companion, config, row, work, kind)
+    found = forecast_bytes(policy, reference, companion, config, row, work, kind)
     return Fit(found, computed(work.micro, packed=policy.packs), ways_out(config, row, found))
 
 
@@ -219,9 +222,9 @@ def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]
             f"cannot load a model: {error_line(error)}", where=f"model={config.model}"
         ) from error
     kept = pick_param_dtype(config.param_dtype)
-    model = hold(model, kept)
+    model = cast_weights(model, kept)
     with torch.device("meta"):
-        model = hold(with_lora(model, config), kept) if config.use_peft else model
+        model = cast_weights(with_lora(model, config), kept) if config.use_peft else model
         if config.gradient_checkpointing:
             checkpoint_activations(model)
     policy = Policy(model.eval(), None, dtype, whole_logits=False)
@@ -229,13 +232,13 @@ def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]
         companion = row.trained.load(config, policy) if row.trained.load else None
     mode = FakeTensorMode()
     for module in (model, *([companion.model] if companion else [])):
-        imagine(module, mode)
+        to_fake_tensors(module, mode)
     for body in (body_of(policy.causal), *own_bodies(companion)):
-        KNOWN[bare(body)] = looks_packed(bare(body))
+        KNOWN[without_peft(body)] = looks_packed(without_peft(body))
     return policy, companion
 
 
-def imagine(model: nn.Module, mode: FakeTensorMode) -> None:
+def to_fake_tensors(model: nn.Module, mode: FakeTensorMode) -> None:
     """Replace each tensor of a model by a fake one of its shape; shared ones stay shared."""
     made: dict[int, Any] = {}
     for module in model.modules():

@@ -19,7 +19,7 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     Weights are loaded; a few rows are sampled and trained on.
     """
     from laurel.core.config import TrainConfig
-    from laurel.fast.packed import packs
+    from laurel.fast.packed import can_encode
     from laurel.fast.static import static_because
     from laurel.model.policy import load_policy
     from laurel.rollout.sampler import way_of
@@ -45,7 +45,7 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     )
     if policy.device.type != "cuda":
         lines.append(("on CUDA", on_cuda(policy, static_because(policy))))
-    packed = packs(getattr(causal, causal.base_model_prefix))
+    packed = can_encode(getattr(causal, causal.base_model_prefix))
     way = (
         "fast: packed, no padding, shared prompts once"
         if packed

@@ -18,8 +18,8 @@ from laurel.data.confidence import PAIR_COLUMNS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from laurel_feedback.store.batch_settings import BatchSettings
     from laurel_feedback.store.database import Store
-    from laurel_feedback.store.settings import BatchSettings
 
 NEEDED = (
     "sqlalchemy",
@@ -544,7 +544,7 @@ def run_key(args: argparse.Namespace, store: Store) -> None:
 def _settings(given: Sequence[str]) -> BatchSettings | None:
     """name=value, name=value as settings; None where nothing is given."""
     from laurel.core.config import build_config
-    from laurel_feedback.store.settings import BatchSettings
+    from laurel_feedback.store.batch_settings import BatchSettings
 
     values = dict[str, Any]()
     for word in given:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from laurel.cli.options import given
+from laurel.cli.options import read_command_line
 from laurel.core.config import TrainConfig, build_config
 from laurel.core.errors import UsageError
 from laurel.core.files import read_yaml
@@ -85,10 +85,10 @@ def port_config(args: Any, ask: Request) -> TrainConfig:
     if TRAINERS.get(ask.algorithm) is None:
         what = f"TRL 1.16 has no trainer for `{ask.algorithm}`."
         raise UsageError(what, where="--from-trl", fix=f"It reads: {', '.join(TRAINERS)}.")
-    words = given(args, TrainConfig)
+    words = read_command_line(args, TrainConfig)
     own = {name: value for name, value in words.items() if name in TrainConfig.model_fields}
     theirs = {name: value for name, value in words.items() if name not in own}
-    values, lines = ported(path, {**read_trl(path), **theirs}, own, ask)
+    values, lines = translate_config(path, {**read_trl(path), **theirs}, own, ask)
     print("\n".join(table(path, ask.algorithm, lines)), flush=True)
     for name in ("model", "dataset"):
         if name not in {**values, **own}:
@@ -116,7 +116,7 @@ def read_trl(path: str) -> dict[str, Any]:
     }
 
 
-def ported(
+def translate_config(
     path: str, theirs: dict[str, Any], own: Mapping[str, Any], ask: Request
 ) -> tuple[dict[str, Any], list[Translation]]:
     """(options of ours, a line for every name).
@@ -138,9 +138,9 @@ def ported(
         if name in theirs:
             lines.append(Translation(name, theirs[name], ((name, values[name]),)))
     lines += notes
-    lines += list(silent(path, values, own, asking))
-    lines += list(otherwise(asking, values))
-    for option, (value, why) in unsaid(asking, values).items():
+    lines += list(unwritten_defaults(path, values, own, asking))
+    lines += list(mathematical_differences(asking, values))
+    for option, (value, why) in implied_options(asking, values).items():
         if option not in values and option not in own:
             values[option] = value
             lines.append(Translation(BY_TRL, why, ((option, value),)))
@@ -157,7 +157,7 @@ def given_names(path: str, theirs: Mapping[str, Any], ask: Request) -> dict[str,
         value = UNLIMITED.get(name) if value is None else value
         if name != "env" and value is not None:
             found[name] = value
-    known(path, found, ask)
+    check_names_known(path, found, ask)
     if not path.endswith(".json"):
         return found
     trainer = TRAINERS[ask.algorithm]
@@ -168,7 +168,7 @@ def given_names(path: str, theirs: Mapping[str, Any], ask: Request) -> dict[str,
     }
 
 
-def known(path: str, theirs: Mapping[str, Any], ask: Request) -> None:
+def check_names_known(path: str, theirs: Mapping[str, Any], ask: Request) -> None:
     """UsageError for names that are neither theirs nor ours."""
     unknown = [
         name for name in theirs if name not in TABLE and name not in TrainConfig.model_fields
@@ -195,7 +195,7 @@ def unused_lines(
         if set(row.ours) & set(own) or OVERRULED.get(name) in own:
             yield Translation(name, value, (), "The command line gives it.")
         elif row.kind != "absent":
-            if reason := needless(name, value, ask):
+            if reason := unneeded_reason(name, value, ask):
                 yield Translation(name, value, (), reason)
         elif row.harmless or idle:
             yield Translation(name, value, (), AS_HERE if idle else row.say)
@@ -208,7 +208,7 @@ def unused_lines(
         )
 
 
-def needless(name: str, value: Any, ask: Request) -> str:
+def unneeded_reason(name: str, value: Any, ask: Request) -> str:
     """Why a name that both have is left out for this algorithm; "" where it is not."""
     counted = as_number(ask.given.get("max_steps")) or 0
     if name == EPOCHS and counted > 0:
@@ -220,7 +220,7 @@ def needless(name: str, value: Any, ask: Request) -> str:
     return found.get("scale_rewards: none" if unscaled else name, "")
 
 
-def silent(
+def unwritten_defaults(
     path: str, values: dict[str, Any], own: Mapping[str, Any], ask: Request
 ) -> Iterator[Translation]:
     """TRL's defaults where the file is silent and a result depends on them.
@@ -243,7 +243,7 @@ def silent(
             yield Translation(name, SILENT, tuple(made.items()), f"laurel's own would be {ours}")
 
 
-def otherwise(ask: Request, values: Mapping[str, Any]) -> Iterator[Translation]:
+def mathematical_differences(ask: Request, values: Mapping[str, Any]) -> Iterator[Translation]:
     """Where the same options are not quite the same mathematics."""
     if line := OTHERWISE.get(ask.algorithm):
         yield line
@@ -262,7 +262,7 @@ def names_taken(ask: Request) -> Iterator[str]:
             yield name
 
 
-def unsaid(ask: Request, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+def implied_options(ask: Request, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """What TRL does without an option of its own: ours -> (value, why)."""
     found = dict(UNSAID.get(TRAINERS[ask.algorithm], {}))
     everything = {**ask.given, **values}

@@ -65,19 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except LaurelError as error:
-        _complain(error)
+        _print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader has enough (`laurel ... | head`)
-        _hush()
+        _discard_output()
         return 141
     except Exception as error:
         translated = _translated(error)
         if translated is None:
             raise
-        _complain(translated)
+        _print_error(translated)
         return translated.exit_code
     except SystemExit as leaving:  # argparse leaves so, after its own message
         return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
@@ -109,7 +109,7 @@ def _translated(error: Exception) -> LaurelError | None:
     return None if refused is None else disk_error(refused, "a file, or the output")
 
 
-def _hush() -> None:
+def _discard_output() -> None:
     """Discard what is still to be printed, so that Python does not complain when it leaves."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -129,7 +129,7 @@ def _dispatch(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="laurel", allow_abbrev=False)
     importlib.import_module(VERBS[verb][0]).add_parser(parser.add_subparsers())
     known = set(_options(parser))
-    args, left = parser.parse_known_args(tidy(words, known))
+    args, left = parser.parse_known_args(normalise_words(words, known))
     if left:
         raise _unexpected(left, " ".join(["laurel", *words[:1]]), known, args)
     return args.run(args) or 0
@@ -146,7 +146,7 @@ def help_text() -> str:
     )
 
 
-def tidy(words: Sequence[str], known: set[str]) -> list[str]:
+def normalise_words(words: Sequence[str], known: set[str]) -> list[str]:
     """`--some-name` as `--some_name`, and `--name -1e-3` as `--name=-1e-3`.
 
     To argparse the second would be two options.
@@ -216,7 +216,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
                 yield from _options(below)
 
 
-def _complain(error: LaurelError) -> None:
+def _print_error(error: LaurelError) -> None:
     """Print the message on standard error, red on a terminal unless somebody asked for the end."""
     if error.wanted:
         print(error, file=sys.stderr)

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from laurel.core.errors import UsageError
 from laurel.core.files import read_yaml
 from laurel.core.load import resolve_paths
-from laurel.core.options import check_options, translated
+from laurel.core.options import check_options, translate_names
 from laurel.core.trl import Request, format_value
 from laurel.core.trl_names import TABLE
 
@@ -48,7 +48,7 @@ def add_options(
         group = parser.add_argument_group(title)
         for name in [name for name in names if only is None or name in only]:
             field = kind.model_fields[name]
-            default = shown((defaults or {}).get(name, field.default))
+            default = default_text((defaults or {}).get(name, field.default))
             meaning = f"{field.description}{default}".replace("%", "%%")
             group.add_argument(f"--{name}", help=meaning, **argument(field.annotation))
 
@@ -79,15 +79,15 @@ def read_options(
     option. With `--print_config` the configuration (after `resolve`) goes to standard output as
     YAML and the program ends with exit code 0. `ask` names the algorithm.
     """
-    words, values = given(args, kind), dict[str, Any]()
+    words, values = read_command_line(args, kind), dict[str, Any]()
     request = replace(ask or Request(), where="command line")
     if args.config is not None:
         read = read_yaml(args.config)
         in_file = replace(request, where=str(args.config), given=words)
-        values = resolve_paths(args.config, translated(read, kind, in_file))
+        values = resolve_paths(args.config, translate_names(read, kind, in_file))
         check_options(values, kind, in_file)
         request = replace(request, given={**read, **values})
-    words = translated(words, kind, request)
+    words = translate_names(words, kind, request)
     config = check_options({**values, **words}, kind, request)
     if args.print_config:
         print(as_yaml(resolve(config) if resolve is not None else config), end="")
@@ -95,11 +95,13 @@ def read_options(
     return config
 
 
-def given(args: argparse.Namespace, kind: type[BaseModel]) -> dict[str, Any]:
+def read_command_line(args: argparse.Namespace, kind: type[BaseModel]) -> dict[str, Any]:
     """What the command line gives: first options of the model, then names of TRL's."""
     found, fields = vars(args), kind.model_fields
     own = {name: parse(found[name], fields[name].annotation) for name in found if name in fields}
-    return own | {name: foreign(found[name]) for name in found if name in TABLE and name not in own}
+    return own | {
+        name: trl_value(found[name]) for name in found if name in TABLE and name not in own
+    }
 
 
 def parse(value: str | Sequence[str], annotation: Any) -> Any:
@@ -113,7 +115,7 @@ def parse(value: str | Sequence[str], annotation: Any) -> Any:
     return value if isinstance(value, str) else items(value)
 
 
-def foreign(words: Sequence[str]) -> Any:
+def trl_value(words: Sequence[str]) -> Any:
     """The value of a name of TRL's: no word is true, one is itself, several are a list."""
     found = items(words)
     alone = len(found) == 1 and not words[0].startswith("[")
@@ -149,7 +151,7 @@ def groups(kind: type[BaseModel]) -> dict[str, list[str]]:
     return found
 
 
-def shown(default: Any) -> str:
+def default_text(default: Any) -> str:
     """A default as the help text ends with it; nothing for None, whose meaning the text tells."""
     if isinstance(default, list | tuple):
         words = cast("Sequence[Any]", default)

@@ -66,12 +66,14 @@ def run(args: argparse.Namespace) -> int:
     if args.from_trl is not None:
         from laurel.cli.from_trl import port_config
 
-        config = port_config(args, asked(check_algorithm(args.algorithm)))
+        config = port_config(args, algorithm_with_defaults(check_algorithm(args.algorithm)))
         if args.print_config:
             print(as_yaml(resolved(config)), end="")
             return 0
     else:
-        config = read_options(args, TrainConfig, resolve=resolved, ask=asked(args.algorithm))
+        config = read_options(
+            args, TrainConfig, resolve=resolved, ask=algorithm_with_defaults(args.algorithm)
+        )
     algorithm = check_algorithm(args.algorithm)
     from laurel.train.loop import train
 
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def asked(algorithm: str | None) -> Request:
+def algorithm_with_defaults(algorithm: str | None) -> Request:
     """The algorithm that is named, with the defaults of its options.
 
     They are looked up only where they are needed.
@@ -95,7 +97,7 @@ def asked(algorithm: str | None) -> Request:
 
 def advise(name: str, args: argparse.Namespace) -> str:
     """What to write instead of an option that `laurel train` has not."""
-    return suggestion(name, TrainConfig, asked(args.algorithm)).replace(
+    return suggestion(name, TrainConfig, algorithm_with_defaults(args.algorithm)).replace(
         "Did you mean `", "Did you mean `--"
     )
 

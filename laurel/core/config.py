@@ -16,7 +16,7 @@ from pydantic import field_validator
 
 from laurel.core.algorithms import ABOUT
 from laurel.core.named_datasets import check_set_names, parse_named_sets
-from laurel.core.options import Config, Options, check_options, option, translated
+from laurel.core.options import Config, Options, check_options, option, translate_names
 from laurel.core.trl import Request
 
 Aggregation = Literal[
@@ -526,4 +526,4 @@ def build_config(
     TRL's names are translated for training, with a printed note each; `ask` names the algorithm.
     """
     request = replace(ask or Request(), where=where)
-    return check_options(translated(values, kind, request), kind, request)
+    return check_options(translate_names(values, kind, request), kind, request)

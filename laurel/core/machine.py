@@ -46,7 +46,7 @@ def numbers(file: Path) -> list[int]:
         return []
 
 
-def quota(groups: Path = GROUPS, process: Path = PROCESS) -> float:
+def cpu_quota(groups: Path = GROUPS, process: Path = PROCESS) -> float:
     """Cores' worth of time that control groups allow; infinite without a limit."""
     found = [float("inf")]
     for folder in group_folders("cpu", groups, process):
@@ -64,7 +64,7 @@ def usable_cores(groups: Path = GROUPS, process: Path = PROCESS) -> float:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    return min(float(cores), quota(groups, process))
+    return min(float(cores), cpu_quota(groups, process))
 
 
 def cpu_name(*what: str, process: Path = PROCESS) -> str:
@@ -101,12 +101,12 @@ def memory(groups: Path = GROUPS, process: Path = PROCESS) -> tuple[int, int] | 
         ):
             most, now = numbers(folder / limit), numbers(folder / used)
             if most and now and most[0] < sizes["MemTotal"]:  # v1 says 2^63 where there is none
-                free = min(free, max(0, most[0] - now[0] + cached(folder)))
+                free = min(free, max(0, most[0] - now[0] + reclaimable_bytes(folder)))
                 every = min(every, most[0])
     return free, every
 
 
-def cached(folder: Path) -> int:
+def reclaimable_bytes(folder: Path) -> int:
     """Bytes of files that a group's use counts in, and that make room when memory is asked for."""
     try:
         pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())

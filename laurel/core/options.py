@@ -33,7 +33,7 @@ def _validate_in_python(
     if info.context is not None or not isinstance(values, Mapping):
         return check(values)
     request = Request(where=kind.__name__)
-    given = translated(cast("Mapping[str, Any]", values), kind, request)
+    given = translate_names(cast("Mapping[str, Any]", values), kind, request)
     return _checked(given, kind, request, check)
 
 
@@ -49,7 +49,7 @@ class Options(BaseModel):
     _in_python = model_validator(mode="wrap")(cast(Any, classmethod(_validate_in_python)))
 
 
-def translated(values: Mapping[str, Any], kind: type[BaseModel], request: Request) -> Any:
+def translate_names(values: Mapping[str, Any], kind: type[BaseModel], request: Request) -> Any:
     """The values by laurel's names: training options have names of TRL's, others only their own."""
     trains = getattr(kind, "universal", ())
     return translate_options(values, kind.model_fields, request) if trains else dict(values)

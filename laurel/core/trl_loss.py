@@ -49,13 +49,13 @@ def loss_type(value: Any, ask: Request) -> dict[str, Any]:
     """By the trainer whose loss it is."""
     trainer = TRAINERS.get(ask.algorithm, "")
     by_trainer: dict[str, Callable[[Any, Request], dict[str, Any]]] = {
-        "grpo": grouped,
-        "dpo": paired,
+        "grpo": token_denominator,
+        "dpo": pair_loss,
     }
-    return by_trainer.get(trainer, single)(value, ask)
+    return by_trainer.get(trainer, single_loss)(value, ask)
 
 
-def single(value: Any, ask: Request) -> dict[str, Any]:
+def single_loss(value: Any, ask: Request) -> dict[str, Any]:
     """Of a row with one loss: its name, or nothing."""
     if not ask.algorithm:
         what = "which loss it is depends on the algorithm."
@@ -68,7 +68,7 @@ def single(value: Any, ask: Request) -> dict[str, Any]:
     return {}
 
 
-def grouped(value: Any, ask: Request) -> dict[str, Any]:
+def token_denominator(value: Any, ask: Request) -> dict[str, Any]:
     """What a token's loss is divided by; or another row of the table."""
     made = GROUPED[ask.algorithm].get(str(value))
     if made is None:
@@ -90,7 +90,7 @@ def ratio_level(value: Any, ask: Request) -> dict[str, Any]:
     return {}
 
 
-def paired(value: Any, ask: Request) -> dict[str, Any]:
+def pair_loss(value: Any, ask: Request) -> dict[str, Any]:
     """One loss is one row; with `sft` beside sigmoid it is rpo_alpha."""
     names = names_of(value)
     weights = [as_number(weight) for weight in ask.given.get("loss_weights") or [1.0] * len(names)]

@@ -10,16 +10,15 @@ from laurel.core.trl import Name, Request, print_notes, renamed, same, translate
 from laurel.core.trl_loss import loss_type, ratio_level, weighted
 from laurel.core.trl_rules import (
     dataset,
-    every,
     fraction_of,
     init_kwargs,
     logged,
     mixture,
     one_of,
     one_update,
-    only,
+    only_values,
     optimiser,
-    passes,
+    passes_per_batch,
     precision,
     resume,
     rewards,
@@ -28,6 +27,7 @@ from laurel.core.trl_rules import (
     sinks,
     step_size,
     steps_of_samples,
+    strategy_interval,
     train_on,
     weights,
     when,
@@ -117,7 +117,7 @@ SAME: dict[str, Name] = {
         "Masked rows are in no count here; TRL's mean over rows counts them as zeros.",
         mask_truncated_completions=False,
     ),
-    **same("Passes over one batch of samples.", passes, num_iterations=1),
+    **same("Passes over one batch of samples.", passes_per_batch, num_iterations=1),
     **same("", max_completion_length=512),
     **same("Refused in training where it truncates.", top_p=1.0, top_k=0),
     **same("The KL's coefficient, of preferences the margin's scale.", one_of("beta"), beta=0.0),
@@ -217,14 +217,14 @@ TRANSLATED: dict[str, Name] = {
     **renamed(
         "eval_steps",
         "eval_strategy is eval_steps here: 0 is never.",
-        every("eval_steps", "logging_steps", 10),
+        strategy_interval("eval_steps", "logging_steps", 10),
         eval_strategy="no",
         evaluation_strategy="no",
     ),
     **renamed(
         "save_steps",
         "save_strategy is save_steps here: 0 is only at the end.",
-        every("save_steps", "", 500),
+        strategy_interval("save_steps", "", 500),
         save_strategy="steps",
     ),
     **renamed(
@@ -304,31 +304,33 @@ TRANSLATED: dict[str, Name] = {
     **renamed(
         "",
         "Longer rows are cut on the right.",
-        only("keep_start", None, fix="Shorten rows before, or raise max_length."),
+        only_values("keep_start", None, fix="Shorten rows before, or raise max_length."),
         truncation_mode="keep_start",
     ),
     **renamed(
         "",
         "reverse_kl is what there is.",
-        only("reverse_kl", None, fix="laurel train dpo, ipo, simpo and orpo are other margins."),
+        only_values(
+            "reverse_kl", None, fix="laurel train dpo, ipo, simpo and orpo are other margins."
+        ),
         f_divergence_type="reverse_kl",
     ),
     **renamed(
         "",
         "Weighted rewards are summed, then standardised.",
-        only("sum_then_normalize", None, fix="Leave it out: rewards are summed."),
+        only_values("sum_then_normalize", None, fix="Leave it out: rewards are summed."),
         multi_objective_aggregation="sum_then_normalize",
     ),
     **renamed(
         "",
         "The KL in the loss is weighted by the ratio, as with true.",
-        only(True, None, fix="Leave it out: the other is biased off the policy."),
+        only_values(True, None, fix="Leave it out: the other is biased off the policy."),
         use_bias_correction_kl=True,
     ),
     **renamed(
         "",
         "The main branch is what is read.",
-        only("main", None, fix="Download the revision, and give its folder as model."),
+        only_values("main", None, fix="Download the revision, and give its folder as model."),
         model_revision="main",
     ),
 }

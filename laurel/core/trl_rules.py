@@ -36,7 +36,7 @@ COUNTS_COMPLETIONS = ("grpo", "rloo")
 CLIPS_SEQUENCES = ("rloo",)
 
 
-def only(*allowed: Any, fix: str) -> Rule:
+def only_values(*allowed: Any, fix: str) -> Rule:
     """Values that mean what laurel does anyway; any other is an error that says what to do."""
 
     def rule(value: Any, ask: Request) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def when(option: str, value_of: Callable[[Any], Any]) -> Rule:
     return lambda value, ask: {option: value_of(value)} if as_bool(value) else {}
 
 
-def whole(value: Any, name: str) -> int:
+def positive_integer(value: Any, name: str) -> int:
     """A whole number above 0."""
     found = as_number(value)
     if found is None or found < 1 or found % 1:
@@ -82,7 +82,7 @@ def step_size(value: Any, ask: Request) -> dict[str, Any]:
             fix="Give both, or prompts_per_step.",
         )
     factors = [
-        whole(ask.of(name), name)
+        positive_integer(ask.of(name), name)
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
     ]
     factors.append(int(os.environ.get("WORLD_SIZE", "1")))
@@ -90,7 +90,7 @@ def step_size(value: Any, ask: Request) -> dict[str, Any]:
     if TRAINERS.get(ask.algorithm) not in COUNTS_COMPLETIONS:
         ask.lines.append(f"per device x accumulated x processes = {words}.")
         return {"prompts_per_step": rows}
-    each = whole(ask.of("num_generations"), "num_generations")
+    each = positive_integer(ask.of("num_generations"), "num_generations")
     if rows % each:
         fix = "Give a product that num_generations divides, or prompts_per_step."
         raise UsageError(
@@ -164,7 +164,7 @@ def steps_of_samples(value: Any, ask: Request) -> dict[str, Any]:
     return {"max_steps": of_samples(value, ask)}
 
 
-def passes(value: Any, ask: Request) -> dict[str, Any]:
+def passes_per_batch(value: Any, ask: Request) -> dict[str, Any]:
     """Passes over one batch; one where TRL clips ratios of whole sequences and laurel does not."""
     if ask.port and TRAINERS.get(ask.algorithm) in CLIPS_SEQUENCES and as_number(value) != 1:
         what = "TRL's later passes clip the ratio of a sequence, laurel's have no ratio."
@@ -207,7 +207,7 @@ IDLE_KWARGS = ("attn_implementation", "use_cache", "low_cpu_mem_usage", "device_
 
 def init_kwargs(value: Any, ask: Request) -> dict[str, Any]:
     """Arguments of from_pretrained: dtype is `param_dtype`; others are ignored, or an error."""
-    read_value: Any = read(value) if isinstance(value, str) else value or dict[str, Any]()
+    read_value: Any = parse_text(value) if isinstance(value, str) else value or dict[str, Any]()
     if not isinstance(read_value, dict):
         raise UsageError(f"{format_value(value)} is no mapping.", fix="Leave it out.")
     everything = cast("dict[str, Any]", read_value)
@@ -223,7 +223,7 @@ def init_kwargs(value: Any, ask: Request) -> dict[str, Any]:
     return weights(word, ask) if word is not None else {}
 
 
-def read(text: str) -> Any:
+def parse_text(text: str) -> Any:
     """What a text says as YAML, or JSON; itself where it is neither."""
     import yaml
 
@@ -282,7 +282,7 @@ def scale(value: Any, ask: Request) -> dict[str, Any]:
     return {"scale_rewards": words.get(str(value).lower(), value)}
 
 
-def every(option: str, follow: str, default: int) -> Rule:
+def strategy_interval(option: str, follow: str, default: int) -> Rule:
     """A strategy: `no` is 0, `steps` is as often as its own option says."""
 
     def rule(value: Any, ask: Request) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def request(columns: Columns) -> Found | None:
     return {"prompt": text}, (*parts, *empty)
 
 
-def answered(columns: Columns) -> Found | None:
+def instruction_answer(columns: Columns) -> Found | None:
     """`instruction` or `question`, and the answer to it if there is one as text.
 
     "#### 18" at its end is GSM8K's mark.
@@ -92,7 +92,7 @@ def squad(ours: Columns, names: tuple[str, ...], answers: Columns) -> Found:
     return {**ours, **({"completion": first[0]} if first else {})}, (*names, "answers")
 
 
-def instances(columns: Columns) -> Found | None:
+def self_instruct(columns: Columns) -> Found | None:
     """Self-Instruct's seed tasks (arXiv:2212.10560).
 
     `instances` holds the one input and output of the instruction.
@@ -100,7 +100,7 @@ def instances(columns: Columns) -> Found | None:
     examples = columns["instances"]
     if not isinstance(examples, list) or len(examples) != 1 or not isinstance(examples[0], dict):
         return None
-    found = answered({"instruction": columns["instruction"], **examples[0]})
+    found = instruction_answer({"instruction": columns["instruction"], **examples[0]})
     return found and (found[0], ("instruction", "instances"))
 
 
@@ -214,13 +214,13 @@ def prm_bench(columns: Columns) -> Found | None:
     )
 
 
-def tagged(columns: Columns) -> Found | None:
+def kto_tagged(columns: Columns) -> Found | None:
     """LLaMA-Factory's `kto_tag`: is the answer, or the conversation's last turn, a good one?"""
     ours: Columns = {"label": columns["kto_tag"]}
     turns = columns.get("messages")
     if isinstance(turns, list) and len(turns) > 1:
         return {**ours, "prompt": turns[:-1], "completion": turns[-1:]}, ("messages", "kto_tag")
-    found = answered(columns)
+    found = instruction_answer(columns)
     return found and ({**found[0], **ours}, (*found[1], "kto_tag"))
 
 
@@ -265,13 +265,16 @@ SINGLE: Sequence[Layout] = (
     ),
     Layout("MATH", ("problem", "solution"), mathematics, ("prompt", "messages")),
     Layout("HelpSteer", ("prompt", "response", "helpfulness"), single_response, ("completion",)),
-    Layout("LLaMA-Factory KTO", ("kto_tag",), tagged, ("prompt", "label")),
+    Layout("LLaMA-Factory KTO", ("kto_tag",), kto_tagged, ("prompt", "label")),
     Layout(
-        "Self-Instruct", ("instruction", "instances"), instances, ("prompt", "messages", "output")
+        "Self-Instruct",
+        ("instruction", "instances"),
+        self_instruct,
+        ("prompt", "messages", "output"),
     ),
 )
 ANSWERED: Sequence[Layout] = tuple(
-    Layout(name, needs, answered, ("prompt", "messages", "text", "chosen"))
+    Layout(name, needs, instruction_answer, ("prompt", "messages", "text", "chosen"))
     for name, needs in (
         ("Alpaca, Dolly", ("instruction",)),
         ("GSM8K, OpenOrca, SQuAD", ("question",)),

@@ -25,7 +25,7 @@ def pair(columns: Columns, first: Any, second: Any, better: int | None) -> Colum
     return {"chosen": chosen, "rejected": rejected, **weight}
 
 
-def judged(
+def pair_by_verdict(
     asked: str, first: str, second: str, verdict: str, better: Verdict
 ) -> Callable[[Columns], Found | None]:
     """Two columns of answers and one that says which is better.
@@ -47,12 +47,12 @@ def judged(
     return make
 
 
-def signed(value: Any) -> int | None:
+def signed_strength(value: Any) -> int | None:
     """A strength of preference: below 0 the first is better, above 0 the second."""
     return None if value == 0 else int(value > 0)
 
 
-def place(value: Any) -> int:
+def better_index(value: Any) -> int:
     """0 or 1: the place of the better one."""
     return {0: 0, 1: 1}[value]
 
@@ -62,7 +62,7 @@ def number(value: Any) -> int | None:
     return None if int(value) <= 0 else {1: 0, 2: 1}[int(value)]
 
 
-def named(columns: Columns) -> Found | None:
+def pair_by_other_names(columns: Columns) -> Found | None:
     """A request and two answers whose columns say which is better, under other names than ours."""
     names = next(pair for pair in NAMED_PAIRS if set(pair) <= columns.keys())
     if isinstance(columns.get("prompt"), str | list):
@@ -116,7 +116,7 @@ def webgpt(columns: Columns) -> Found | None:
     scores = (columns["score_0"], columns["score_1"])
     if not all(isinstance(score, int | float) for score in scores):
         return None
-    better = signed(scores[1] - scores[0])
+    better = signed_strength(scores[1] - scores[0])
     ours = {"prompt": asked, **pair(columns, columns["answer_0"], columns["answer_1"], better)}
     return ours, ("question", "answer_0", "answer_1", "score_0", "score_1")
 
@@ -159,7 +159,7 @@ def arena(columns: Columns) -> Found | None:
     return pair(columns, first, second, better), ("conversation_a", "conversation_b", "winner")
 
 
-def rated(columns: Columns) -> Found | None:
+def ultrafeedback(columns: Columns) -> Found | None:
     """UltraFeedback (arXiv:2310.01377) as it was collected: responses with a rating each.
 
     The best has rank 1.
@@ -268,37 +268,41 @@ COMPARED: Sequence[Layout] = (
     Layout(
         "HelpSteer3",
         ("context", "response1", "response2", "overall_preference"),
-        judged("context", "response1", "response2", "overall_preference", signed),
+        pair_by_verdict("context", "response1", "response2", "overall_preference", signed_strength),
         ("prompt",),
     ),
     Layout(
         "HelpSteer2",
         ("prompt", "response_1", "response_2", "preference_strength"),
-        judged("prompt", "response_1", "response_2", "preference_strength", signed),
+        pair_by_verdict(
+            "prompt", "response_1", "response_2", "preference_strength", signed_strength
+        ),
         ("chosen",),
     ),
     Layout(
         "SHP",
         ("history", "human_ref_A", "human_ref_B", "labels"),
-        judged("history", "human_ref_A", "human_ref_B", "labels", lambda value: 1 - place(value)),
+        pair_by_verdict(
+            "history", "human_ref_A", "human_ref_B", "labels", lambda value: 1 - better_index(value)
+        ),
         ("prompt",),
     ),
     Layout(
         "PKU-SafeRLHF",
         ("prompt", "response_0", "response_1", "better_response_id"),
-        judged("prompt", "response_0", "response_1", "better_response_id", place),
+        pair_by_verdict("prompt", "response_0", "response_1", "better_response_id", better_index),
         ("chosen",),
     ),
     Layout(
         "AlpacaFarm",
         ("instruction", "output_1", "output_2", "preference"),
-        judged("", "output_1", "output_2", "preference", number),
+        pair_by_verdict("", "output_1", "output_2", "preference", number),
         ("prompt",),
     ),
     Layout(
         "LLMBar",
         ("input", "output_1", "output_2", "label"),
-        judged("input", "output_1", "output_2", "label", number),
+        pair_by_verdict("input", "output_1", "output_2", "label", number),
         ("prompt",),
     ),
     Layout(
@@ -314,7 +318,7 @@ COMPARED: Sequence[Layout] = (
     Layout(
         "UltraFeedback",
         ("instruction", "completions"),
-        rated,
+        ultrafeedback,
         ("prompt", "chosen", "chosen_response"),
     ),
     Layout(
@@ -324,7 +328,12 @@ COMPARED: Sequence[Layout] = (
         ("prompt", "chosen", "chosen_response"),
     ),
     Layout("Nectar", ("prompt", "answers"), nectar, ("responses", "chosen")),
-    Layout("Orca pairs, argilla, LLaMA-Factory", ("chosen", "rejected"), named, ("prompt",)),
-    Layout("argilla", ("chosen_response", "rejected_response"), named, ("chosen",)),
-    Layout("Stack Exchange pairs", ("response_j", "response_k"), named, ("chosen",)),
+    Layout(
+        "Orca pairs, argilla, LLaMA-Factory",
+        ("chosen", "rejected"),
+        pair_by_other_names,
+        ("prompt",),
+    ),
+    Layout("argilla", ("chosen_response", "rejected_response"), pair_by_other_names, ("chosen",)),
+    Layout("Stack Exchange pairs", ("response_j", "response_k"), pair_by_other_names, ("chosen",)),
 )

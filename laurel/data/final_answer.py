@@ -105,7 +105,9 @@ def without_contrast(text: str) -> str:
 def stated_answer(text: str) -> str:
     """The sentence that a text calls its answer; "" if it calls none so."""
     marks = deque(BEHIND.finditer(text), maxlen=MOST_MARKS)
-    found = [(match.start(), sentence(text[match.end() : match.end() + 4000])) for match in marks]
+    found = [
+        (match.start(), first_sentence(text[match.end() : match.end() + 4000])) for match in marks
+    ]
     for match in deque(BEFORE.finditer(text), maxlen=MOST_MARKS):
         start = [
             end.end()
@@ -120,7 +122,7 @@ def stated_answer(text: str) -> str:
     return (numbers or told or [""])[-1]
 
 
-def sentence(text: str) -> str:
+def first_sentence(text: str) -> str:
     """The first sentence, a formula that opens it whole: as far as a line's end or a full stop."""
     text = text.lstrip(" \t\n:*_")
     skip = 0

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from laurel.core.errors import UsageError
 from laurel.data.confidence import LABEL_COLUMNS, PAIR_COLUMNS, RANGES, WEIGHT
 from laurel.data.conversations import ROLES, other_part
-from laurel.data.layouts import PREFACES, SIDES, as_messages, ours
+from laurel.data.layouts import PREFACES, SIDES, as_messages, our_columns
 from laurel.data.read import kind_of
 from laurel.data.row_errors import combined_error, source_of
 from laurel.data.source import Row
@@ -98,7 +98,7 @@ def normalise(row: Row) -> Row:
     Idempotent; `where` and `id` stay. A row that fits no format, or a field of a wrong kind, is a
     UsageError that names the place, the field, what was expected and what was found.
     """
-    return _checked(mapped(row), row)
+    return _checked(map_layout(row), row)
 
 
 def normalise_all(rows: Sequence[Row], faults: Sequence[UsageError] = ()) -> list[Row]:
@@ -106,10 +106,10 @@ def normalise_all(rows: Sequence[Row], faults: Sequence[UsageError] = ()) -> lis
 
     Else one error names those that do not fit, and the earlier `faults`.
     """
-    return _each(rows, _alike([mapped(row) for row in rows]), _checked, faults)
+    return _each(rows, _all_conversations([map_layout(row) for row in rows]), _checked, faults)
 
 
-def needs(
+def rows_fit_for(
     rows: Sequence[Row],
     use: str,
     columns: Sequence[str] = (),
@@ -153,7 +153,7 @@ def needs(
             )
         return row
 
-    return _each(rows, _alike([mapped(row) for row in rows]), fit, faults)
+    return _each(rows, _all_conversations([map_layout(row) for row in rows]), fit, faults)
 
 
 def fields_for(columns: Mapping[str, Any], use: str) -> tuple[str, ...] | None:
@@ -199,13 +199,13 @@ def unused(rows: Sequence[Row], use: str | None = None) -> list[str]:
     ]
 
 
-def mapped(row: Row) -> Row:
+def map_layout(row: Row) -> Row:
     """The row with well-known shapes mapped, unchecked."""
-    columns, read = ours(row.columns)
+    columns, read = our_columns(row.columns)
     return replace(row, columns=columns, read=row.read | read)
 
 
-def _alike(rows: list[Row]) -> list[Row]:
+def _all_conversations(rows: list[Row]) -> list[Row]:
     """Make all rows of a source conversations where some of them are.
 
     A system text or earlier turns make a row a conversation.

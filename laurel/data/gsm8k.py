@@ -13,7 +13,7 @@ from laurel.core.result import Failed, Result, Score
 from laurel.data.answers import question_of
 from laurel.data.final_answer import boxed, stated_answer, without_contrast
 from laurel.data.non_answers import without_question
-from laurel.data.numbers import ATOM, Quantity, read, same, value
+from laurel.data.numbers import ATOM, Quantity, read, same_quantity, value
 from laurel.data.plain_text import to_plain_text
 from laurel.data.strip_thinking import visible_answer
 
@@ -45,7 +45,7 @@ def verify_gsm8k(answer: str, row: Mapping[str, Any]) -> Result:
         return Score(0.0, trouble)
     return (
         Score(1.0, f"equals {gold.value}")
-        if same(guess, gold)
+        if same_quantity(guess, gold)
         else Score(0.0, f"{guess.value}, not {gold.value}")
     )
 
@@ -78,7 +78,9 @@ def final_quantity(answer: str, question: str = "") -> tuple[Quantity | None, st
         marked = [(answer.rpartition("####")[2], False)]
     if marked:
         found = [read(text, formula=formula).quantity for text, formula in marked]
-        if found[0] is None or any(other is None or not same(other, found[0]) for other in found):
+        if found[0] is None or any(
+            other is None or not same_quantity(other, found[0]) for other in found
+        ):
             return None, "what is marked as the answer is not one number"
         return found[0], ""
     stated = stated_answer(answer)

@@ -49,9 +49,9 @@ def records_of(thing: Any, option: str, split: str = "train") -> Records:
             (
                 where,
                 {
-                    str(name): plain(value)
+                    str(name): as_file_value(value)
                     for name, value in cast(Mapping[Any, Any], row).items()
-                    if not absent(value)
+                    if not is_missing(value)
                 },
             )
         )
@@ -74,19 +74,21 @@ def one_split(thing: Mapping[str, Any], option: str, split: str) -> Any:
     return thing[split]
 
 
-def absent(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """None, and the NaN by which pandas says that a cell is empty."""
     return value is None or (isinstance(value, float) and value != value)
 
 
-def plain(value: Any) -> Any:
+def as_file_value(value: Any) -> Any:
     """A value as a file would hold it: tuples and arrays as lists, numbers of numpy and torch as
     Python's; copied, mappings too.
     """
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in cast(Mapping[Any, Any], value).items()}
+        return {
+            str(name): as_file_value(item) for name, item in cast(Mapping[Any, Any], value).items()
+        }
     if isinstance(value, list | tuple):
-        return [plain(item) for item in cast(Iterable[Any], value)]
+        return [as_file_value(item) for item in cast(Iterable[Any], value)]
     if hasattr(value, "tolist") and hasattr(value, "dtype"):
         return value.tolist()
     return value

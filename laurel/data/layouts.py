@@ -33,7 +33,7 @@ SIDES = ("completion", "chosen", "rejected")
 SPOKEN = ("messages", "prompt", *SIDES)
 
 
-def ours(columns: Columns) -> tuple[Columns, frozenset[str]]:
+def our_columns(columns: Columns) -> tuple[Columns, frozenset[str]]:
     """(the columns in our names, the names of the source's columns that went into them, and of
     those that it does not have).
 
@@ -41,7 +41,16 @@ def ours(columns: Columns) -> tuple[Columns, frozenset[str]]:
     """
     source = {name: value for name, value in columns.items() if value is not None}
     columns, read = source, set()
-    for step in (sharegpt, known, turns, parted, prefaced, spoken, equipped, labelled):
+    for step in (
+        sharegpt,
+        known_shape,
+        turns,
+        split_shared_prompt,
+        with_system_and_history,
+        answers_as_turns,
+        with_tools,
+        labelled,
+    ):
         columns, names = step(columns)
         read.update(names)
     return columns, frozenset(read | (columns.keys() - source.keys()))
@@ -62,7 +71,7 @@ def sharegpt(columns: Columns) -> tuple[Columns, Sequence[str]]:
     if (
         name is None
         or "messages" in columns
-        or whole(columns)
+        or both_whole_dialogues(columns)
         or {"prompt", "chosen", "rejected"} <= columns.keys()
     ):
         return columns, ()
@@ -75,7 +84,7 @@ def sharegpt(columns: Columns) -> tuple[Columns, Sequence[str]]:
     }, (name,)
 
 
-def known(columns: Columns) -> tuple[Columns, Sequence[str]]:
+def known_shape(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """What the first shape that fits reads.
 
     Its columns stand in front, so that ours are seen first.
@@ -106,7 +115,7 @@ def turns(columns: Columns) -> tuple[Columns, Sequence[str]]:
     return {**columns, **changed}, ()
 
 
-def parted(columns: Columns) -> tuple[Columns, Sequence[str]]:
+def split_shared_prompt(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """Two whole dialogues -> the `prompt` they share and the two ways on.
 
     A prompt that an answer repeats is cut from its front.
@@ -118,8 +127,13 @@ def parted(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """
     if {"chosen", "rejected"} <= columns.keys():
         chosen, rejected = dialogue(columns["chosen"]), dialogue(columns["rejected"])
-        common = shared(chosen, rejected, columns.get("prompt")) if chosen and rejected else 0
-        if chosen and rejected and common and begins(columns.get("prompt"), chosen[:common]):
+        common = shared_turns(chosen, rejected, columns.get("prompt")) if chosen and rejected else 0
+        if (
+            chosen
+            and rejected
+            and common
+            and prompt_matches(columns.get("prompt"), chosen[:common])
+        ):
             ways = {
                 "prompt": chosen[:common],
                 "chosen": chosen[common:],
@@ -131,7 +145,7 @@ def parted(columns: Columns) -> tuple[Columns, Sequence[str]]:
         asked = next(
             (completion[:i] for i, turn in enumerate(completion) if _role(turn) == "assistant"), []
         )
-        if asked and begins(columns["prompt"], asked):
+        if asked and prompt_matches(columns["prompt"], asked):
             return {**columns, "prompt": asked, "completion": completion[len(asked) :]}, (
                 "prompt",
                 "completion",
@@ -139,7 +153,7 @@ def parted(columns: Columns) -> tuple[Columns, Sequence[str]]:
     return columns, ()
 
 
-def shared(chosen: list[Any], rejected: list[Any], prompt: Any) -> int:
+def shared_turns(chosen: list[Any], rejected: list[Any], prompt: Any) -> int:
     """How many turns are the prompt of two dialogues; 0 where they share none that the assistant's
     turns follow.
     """
@@ -157,7 +171,7 @@ def shared(chosen: list[Any], rejected: list[Any], prompt: Any) -> int:
     return common
 
 
-def begins(prompt: Any, asked: list[Any]) -> bool:
+def prompt_matches(prompt: Any, asked: list[Any]) -> bool:
     """Is the row's own prompt, if it has one, what the turns `asked` say?"""
     if prompt is None:
         return True
@@ -171,7 +185,7 @@ def begins(prompt: Any, asked: list[Any]) -> bool:
     )
 
 
-def prefaced(columns: Columns) -> tuple[Columns, Sequence[str]]:
+def with_system_and_history(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """A `system` text and earlier turns (`history`) as the first messages of the row.
 
     They open the prompt and `messages`.
@@ -214,7 +228,7 @@ def _with_front(
     return None
 
 
-def spoken(columns: Columns) -> tuple[Columns, Sequence[str]]:
+def answers_as_turns(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """Answers as turns of the assistant where the prompt is messages, and a prompt as the user's
     turn where two answers are messages.
     """
@@ -240,7 +254,7 @@ def spoken(columns: Columns) -> tuple[Columns, Sequence[str]]:
     return {**columns, **changed}, ()
 
 
-def equipped(columns: Columns) -> tuple[Columns, Sequence[str]]:
+def with_tools(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """The `tools` of a conversation: the chat template shows them.
 
     A plain text has no place for them.
@@ -253,9 +267,9 @@ def as_messages(columns: Columns) -> Columns:
     """The same row as a conversation: its prompt is what the user says."""
     if not isinstance(columns.get("prompt"), str) or not columns["prompt"]:
         return columns
-    return spoken({**columns, "prompt": [message({"role": "user", "content": columns["prompt"]})]})[
-        0
-    ]
+    return answers_as_turns(
+        {**columns, "prompt": [message({"role": "user", "content": columns["prompt"]})]}
+    )[0]
 
 
 def labelled(columns: Columns) -> tuple[Columns, Sequence[str]]:
@@ -270,7 +284,7 @@ def labelled(columns: Columns) -> tuple[Columns, Sequence[str]]:
     return columns, ()
 
 
-def whole(columns: Columns) -> bool:
+def both_whole_dialogues(columns: Columns) -> bool:
     """Do `chosen` and `rejected` both hold a dialogue from its beginning?"""
     sides = [conversation(columns.get(name)) for name in ("chosen", "rejected")]
     return all(

@@ -278,7 +278,7 @@ def ends_in_equation(left: str) -> bool:
     return bool(_LETTERED.search(left))
 
 
-def same(stated: Quantity, gold: Quantity, tolerance: Fraction = Fraction(0)) -> bool:
+def same_quantity(stated: Quantity, gold: Quantity, tolerance: Fraction = Fraction(0)) -> bool:
     """Is one the other?
 
     50% is 50 where only one of them has the sign, and 0.5 too. A gold numeral in another base may
@@ -294,11 +294,11 @@ def same(stated: Quantity, gold: Quantity, tolerance: Fraction = Fraction(0)) ->
         left, right = left * stated.unit[1], right * gold.unit[1]
     if stated.percent != gold.percent:
         scaled = (left / 100, right) if stated.percent else (left, right / 100)
-        return close(left, right, tolerance) or close(*scaled, tolerance)
-    return close(left, right, tolerance)
+        return within_tolerance(left, right, tolerance) or within_tolerance(*scaled, tolerance)
+    return within_tolerance(left, right, tolerance)
 
 
-def close(left: Fraction, right: Fraction, tolerance: Fraction = TOLERANCE) -> bool:
+def within_tolerance(left: Fraction, right: Fraction, tolerance: Fraction = TOLERANCE) -> bool:
     """Equal, or within `tolerance` of the larger one: 0.333333 is 1/3.
 
     Beside a whole number, `tolerance` itself: float noise.

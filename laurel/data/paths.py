@@ -80,13 +80,14 @@ def files_in(folder: Path, split: str) -> list[Place]:
     alone.
     """
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        return saved(folder)
+        return saved_arrow_files(folder)
     if (folder / "dataset_dict.json").is_file():
         kept = [
             child.name for child in sorted(folder.iterdir()) if (child / "state.json").is_file()
         ]
         return [
-            (path, f"{split}/{name}") for path, name in saved(folder / _split(split, kept, folder))
+            (path, f"{split}/{name}")
+            for path, name in saved_arrow_files(folder / _split(split, kept, folder))
         ]
     found = [path for path in sorted(folder.rglob("*")) if _is_data(path, folder)]
     if not found:
@@ -111,7 +112,7 @@ def files_in(folder: Path, split: str) -> list[Place]:
     return [(path, path.relative_to(folder).as_posix()) for path in chosen]
 
 
-def saved(folder: Path) -> list[Place]:
+def saved_arrow_files(folder: Path) -> list[Place]:
     """The Arrow files that `datasets.save_to_disk` lists in the folder's state.json."""
     try:
         listed = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]

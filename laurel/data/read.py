@@ -127,7 +127,7 @@ def _content(path: Path, zipped: bool) -> bytes:
     try:
         content = path.read_bytes()
         if content.startswith(POINTER):
-            raise pointer(path)
+            raise lfs_pointer_error(path)
         return gzip.decompress(content) if zipped else content
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UsageError(
@@ -137,7 +137,7 @@ def _content(path: Path, zipped: bool) -> bytes:
         raise UsageError(f"cannot read the file: {error.strerror}.", where=str(path)) from None
 
 
-def pointer(path: Path) -> UsageError:
+def lfs_pointer_error(path: Path) -> UsageError:
     """The error for what a clone without Git LFS leaves in a file's place."""
     fix = f"Fetch it: git -C {path.parent} lfs pull"
     return UsageError(
@@ -204,7 +204,7 @@ def _binary(path: Path, suffix: str, name: str) -> Iterator[Record]:
     try:
         with open(path, "rb") as file:
             if file.read(len(POINTER)) == POINTER:
-                raise pointer(path)
+                raise lfs_pointer_error(path)
         table = pyarrow.parquet.read_table(path) if suffix == ".parquet" else _arrow(path)
     except (pyarrow.ArrowException, OSError) as error:
         kind = suffix.removeprefix(".").capitalize()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from laurel.core.errors import UsageError
-from laurel.data.formats import needs, normalise_all, unused
+from laurel.data.formats import normalise_all, rows_fit_for, unused
 from laurel.data.source import Row, load_rows
 
 
@@ -31,7 +31,7 @@ def read_rows(
     faults: list[UsageError] = []
     try:
         rows = load_rows(name, split=split, seed=seed, size=size, faults=faults)
-        return needs(rows, use, by=by, faults=faults) if use else normalise_all(rows, faults)
+        return rows_fit_for(rows, use, by=by, faults=faults) if use else normalise_all(rows, faults)
     except UsageError as error:
         if not option:
             raise

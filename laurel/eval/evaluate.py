@@ -71,12 +71,12 @@ def evaluate(
     completions), and with a reference `sampled/kl`, nats per completion.
     """
     ks = figures_at(config)
-    greedy = scored(policy, rows, mixture, config, count=1, temperature=0.0, watch=watch)
+    greedy = sample_and_score(policy, rows, mixture, config, count=1, temperature=0.0, watch=watch)
     right = [is_right(group.rewards[0]) for group in greedy]
     figures = {"accuracy": wilson(sum(right), len(right)), **mean_reward("reward", greedy)}
     sampled: list[Group] = []
     if ks:
-        sampled = scored(
+        sampled = sample_and_score(
             policy,
             rows,
             mixture,
@@ -145,7 +145,7 @@ def of_samples(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval
     counts = [(len(group.rewards), sum(map(is_right, group.rewards))) for group in groups]
     ballots = [
         (
-            [canonical(s.answer, group.row) for s in group.samples],
+            [vote_key(s.answer, group.row) for s in group.samples],
             [is_right(r) for r in group.rewards],
         )
         for group in groups
@@ -181,7 +181,7 @@ def divergence(groups: Sequence[Group], reference: Policy) -> dict[str, Interval
     return {"sampled/kl": by_prompt([(gap[key], key.prompt) for key in batch.keys], len(groups))}
 
 
-def answered(
+def sample_answers(
     policy: Policy,
     rows: Sequence[Row],
     draw: Draw,
@@ -195,7 +195,7 @@ def answered(
     return play(Sampler(policy), rows, draw, make_env, max_turns)
 
 
-def scored(
+def sample_and_score(
     policy: Policy,
     rows: Sequence[Row],
     mixture: Mixture,
@@ -214,7 +214,7 @@ def scored(
     groups: list[Group] = []
     for i in range(0, len(rows), AT_ONCE):
         part = rows[i : i + AT_ONCE]
-        groups += mixture.score(answered(policy, part, draw, make_env, config.max_turns))
+        groups += mixture.score(sample_answers(policy, part, draw, make_env, config.max_turns))
         if watch is not None:
             watch(len(part))
     return groups
@@ -225,7 +225,7 @@ def is_right(reward: float | None) -> bool:
     return reward is not None and reward >= 1 - 1e-9
 
 
-def canonical(answer: str, row: Mapping[str, Any]) -> str | None:
+def vote_key(answer: str, row: Mapping[str, Any]) -> str | None:
     """What two answers must share to be the same vote, or None for a blank ballot.
 
     Where the row's gold answer is a number: the number that the answer ends on ("The total is

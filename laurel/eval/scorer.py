@@ -7,7 +7,7 @@ from typing import Any
 
 from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
-from laurel.data.formats import mapped, needs
+from laurel.data.formats import map_layout, rows_fit_for
 from laurel.data.source import load_rows
 from laurel.eval.verdict import Verdict, judge
 from laurel.model.rows import encodings
@@ -35,8 +35,8 @@ def evaluate_scorer(config: EvalConfig) -> tuple[Verdict, int]:
     scorer = load_scorer(
         config.model, device=config.device, dtype=config.dtype, chat_template=config.chat_template
     )
-    source = source_of(scorer.num_labels, mapped(rows[0]).columns if rows else {})
-    ready = needs(rows, source.needs, by="this scorer", faults=faults)
+    source = source_of(scorer.num_labels, map_layout(rows[0]).columns if rows else {})
+    ready = rows_fit_for(rows, source.needs, by="this scorer", faults=faults)
     fits = [
         row
         for row in ready

@@ -105,12 +105,12 @@ def scored_pairs(
     for row, answers in zip(rows, encoded, strict=True):
         own = scores[at : at + len(answers)]
         at += len(answers)
-        for better, worse in ordered(row.columns):
+        for better, worse in ordered_pairs(row.columns):
             lengths = (answers[better].supervised, answers[worse].supervised)
             yield ScoredPair(str(row.columns["prompt"]), (own[better], own[worse]), lengths)
 
 
-def ordered(columns: Mapping[str, Any]) -> list[tuple[int, int]]:
+def ordered_pairs(columns: Mapping[str, Any]) -> list[tuple[int, int]]:
     """The pairs (better, worse) of a row's answers; ties are none.
 
     Ranks (1, 2, 2): (0, 1), (0, 2).
@@ -148,7 +148,7 @@ def of_outcomes(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Ve
             [(p > 0.5) == (y > 0.5) for p, y in zip(chance, came, strict=True)], prompts
         ),
         "majority": share_interval([(y > 0.5) == common for y in came], prompts),
-        **calibrated(chance, came),
+        **calibration_of(chance, came),
     }
     lines = [
         f"accuracy {figures['accuracy']}",
@@ -172,7 +172,7 @@ def of_steps(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdi
     sound = [float(p) for score in found for p in 1 - score.double().softmax(1)[:, 0]]
     figures = step_figures([str(row.columns["prompt"]) for row in rows], guessed, true)
     came = [float(label != -1) for labels in true for label in labels]
-    figures |= calibrated(sound, came)
+    figures |= calibration_of(sound, came)
     lines = [
         f"step accuracy, three classes   {figures['accuracy']}",
         f"always the commonest class     {figures['majority']}",
@@ -200,22 +200,27 @@ def step_figures(
     ]
     of_step = [prompt for _, _, prompt in steps]
     common = Counter(b for _, b, _ in steps).most_common(1)[0][0]
-    same = [first(ours) == first(theirs) for ours, theirs in zip(guessed, true, strict=True)]
+    same = [
+        first_wrong_step(ours) == first_wrong_step(theirs)
+        for ours, theirs in zip(guessed, true, strict=True)
+    ]
     return {
         "steps": len(steps),
         "accuracy": share_interval([a == b for a, b, _ in steps], of_step),
         "majority": share_interval([b == common for _, b, _ in steps], of_step),
         "first_error": share_interval(same, prompts),
-        "nothing_wrong": share_interval([first(theirs) is None for theirs in true], prompts),
+        "nothing_wrong": share_interval(
+            [first_wrong_step(theirs) is None for theirs in true], prompts
+        ),
     }
 
 
-def first(labels: Sequence[int]) -> int | None:
+def first_wrong_step(labels: Sequence[int]) -> int | None:
     """Where the first wrong step is."""
     return labels.index(-1) if -1 in labels else None
 
 
-def calibrated(chance: Sequence[float], came: Sequence[float]) -> dict[str, Any]:
+def calibration_of(chance: Sequence[float], came: Sequence[float]) -> dict[str, Any]:
     """Calibration error and reliability table of forecasts."""
     forecast, outcome = np.asarray(chance), np.asarray(came)
     return {

@@ -19,7 +19,7 @@ from laurel.fast.kernels import call, library
 from laurel.fast.logprob import wide
 from laurel.fast.lora import lora_terms, merge_into, plain_lora
 from laurel.fast.packed import window_of
-from laurel.fast.protocol import LanguageModel
+from laurel.fast.policy_protocol import LanguageModel
 
 
 def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
@@ -63,7 +63,7 @@ def draw(
         return ids, p_NV.gather(1, ids[:, None])[:, 0].log()
     if top_k or top_p < 1:
         p_NV = truncated(p_NV, top_k, top_p)
-    ids = inverse(p_NV, uniform_N)
+    ids = inverse_cdf(p_NV, uniform_N)
     return ids, p_NV.gather(1, ids[:, None])[:, 0].log()
 
 
@@ -79,7 +79,7 @@ def truncated(p_NV: Tensor, top_k: int, top_p: float) -> Tensor:
     return p_NV / p_NV.sum(1, keepdim=True)
 
 
-def inverse(p_NV: Tensor, uniform_N: Tensor) -> Tensor:
+def inverse_cdf(p_NV: Tensor, uniform_N: Tensor) -> Tensor:
     """The first token of each row at which the sum of probabilities exceeds a uniform number: [N].
 
     Never a token of probability 0. Blocks of WORDS tokens are added up first, and the token is then
@@ -96,14 +96,14 @@ def inverse(p_NV: Tensor, uniform_N: Tensor) -> Tensor:
     part_NB = part_NB.double()
     # rounding: the probabilities add up to almost 1
     point_N = uniform_N.double() * part_NB.sum(1)
-    block_N, left_N = beyond(part_NB, point_N)
+    block_N, left_N = first_part_beyond(part_NB, point_N)
     # the words of that block; the last block may be shorter: words behind the end count nothing
     at_NW = block_N[:, None] * WORDS + torch.arange(WORDS, device=p_NV.device)
     p_NW = p_NV.gather(1, at_NW.clamp(max=size - 1)) * (at_NW < size)
-    return block_N * WORDS + beyond(p_NW.double(), left_N)[0]
+    return block_N * WORDS + first_part_beyond(p_NW.double(), left_N)[0]
 
 
-def beyond(part_NB: Tensor, point_N: Tensor) -> tuple[Tensor, Tensor]:
+def first_part_beyond(part_NB: Tensor, point_N: Tensor) -> tuple[Tensor, Tensor]:
     """The first part at which the sum exceeds a point, and how far into it the point is: [N] each.
 
     Parts are float64.
@@ -116,7 +116,7 @@ def beyond(part_NB: Tensor, point_N: Tensor) -> tuple[Tensor, Tensor]:
     return which_N, point_N - before_NB.gather(1, which_N[:, None])[:, 0]
 
 
-def holding(stop: Sequence[str], tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+def rows_with_stop(stop: Sequence[str], tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     """Which rows of ids end in text that holds a stop string: [N].
 
     Only the tail that could hold one is decoded.
@@ -196,11 +196,11 @@ class Cache:
         self.heads = model.kv_heads
         self.width = model.head_dim
         self.dtype = model.policy.dtype
-        self.longest = rounded(longest)
+        self.longest = round_up_16(longest)
         # 4 bytes a number, keys and values: what one token of every slot takes
         a_token = 4 * slots * self.layers * 2 * self.heads * self.width
-        at_once = max(64, rounded(CACHE_BYTES // a_token))
-        self.prefix = self.make(groups, rounded(width))
+        at_once = max(64, round_up_16(CACHE_BYTES // a_token))
+        self.prefix = self.make(groups, round_up_16(width))
         self.suffix = self.make(slots, min(self.longest, at_once))
 
     def make(self, count: int, length: int) -> Tensor:
@@ -346,8 +346,8 @@ class Compact:
 
         Fresh pages cost as much as a product does.
         """
-        if name not in self.buffers or len(self.buffers[name]) < rounded(rows):
-            self.buffers[name] = torch.empty(rounded(rows), width, dtype=self.policy.dtype)
+        if name not in self.buffers or len(self.buffers[name]) < round_up_16(rows):
+            self.buffers[name] = torch.empty(round_up_16(rows), width, dtype=self.policy.dtype)
         return self.buffers[name][:rows]
 
     def product(self, name: str, x: Tensor, weights: Weights) -> Tensor:
@@ -358,10 +358,10 @@ class Compact:
         if rows <= FEW <= len(weight):
             call("product", x.dtype, x, weight, out, *x.shape, len(weight))
             return out if bias is None else out.add_(bias)
-        if x.dtype == torch.bfloat16 and has_rows(x, rounded(rows)):
+        if x.dtype == torch.bfloat16 and has_rows(x, round_up_16(rows)):
             # oneDNN compiles a kernel for every number of rows: a multiple of 16, few numbers.
             # What the rows behind hold does not matter: no row's product reads another's
-            x = x.as_strided((rounded(rows), x.shape[1]), x.stride())
+            x = x.as_strided((round_up_16(rows), x.shape[1]), x.stride())
             out = self.buffer(name, len(x), len(weight))
         if bias is None:
             return torch.mm(x, weight.mT, out=out)[:rows]
@@ -545,7 +545,7 @@ def probe_logits(policy: LanguageModel, ids_NL: Tensor) -> Tensor:
     return torch.stack(rows, 1)
 
 
-def obstacle(policy: LanguageModel) -> str:
+def why_not_compact(policy: LanguageModel) -> str:
     """Why the compact decoder is not for a policy that `packs`, "" if it is."""
     if policy.device.type != "cpu":
         return "it is not on a CPU"
@@ -604,12 +604,12 @@ def ropes(body: Any) -> dict[str, tuple[Tensor, float, str]]:
     return found
 
 
-def rounded(length: int) -> int:
+def round_up_16(length: int) -> int:
     """Up to a multiple of 16: so many keys a kernel reads at once."""
     return -(-length // 16) * 16
 
 
-def listened(policy: LanguageModel) -> bool:
+def has_hooks(policy: LanguageModel) -> bool:
     """Are there hooks in the model, but for its embedding? A decoder would not call them."""
     inner = (
         module
@@ -625,7 +625,7 @@ def compact_because(policy: LanguageModel) -> str:
         return ""
     if not policy.packs:
         return "a family whose pass laurel does not write out"
-    return obstacle(policy) or "its logits would differ"
+    return why_not_compact(policy) or "its logits would differ"
 
 
 @torch.no_grad()
@@ -636,11 +636,11 @@ def compact_of(policy: LanguageModel) -> Compact | None:
     """
     made = policy.decoders.get("compact", False)
     # hooks would not be called
-    if listened(policy):
+    if has_hooks(policy):
         return None
     if made is False or (made and made.policy is not policy):
         made, why = None, ""
-        if policy.packs and not (why := obstacle(policy)):
+        if policy.packs and not (why := why_not_compact(policy)):
             made = Compact(policy)
             why = made.check()
         policy.decoders["compact"] = made = None if why else made
@@ -789,4 +789,4 @@ class Decoder:
         every = int_rows(self.out_ids[sample])
         lengths = ints(self.length[sample])
         rows = [ids[:length] for ids, length in zip(every, lengths, strict=True)]
-        return holding(stop, self.tokenizer, rows)
+        return rows_with_stop(stop, self.tokenizer, rows)

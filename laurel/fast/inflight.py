@@ -10,8 +10,8 @@ from torch import Tensor
 from laurel.core.sample import Completion, Finish
 from laurel.core.tensors import bools, float_rows, int_rows, ints
 from laurel.fast.autograd import from_numpy
-from laurel.fast.decode import chunks, holding, uniforms
-from laurel.fast.protocol import LanguageModel
+from laurel.fast.decode import chunks, rows_with_stop, uniforms
+from laurel.fast.policy_protocol import LanguageModel
 from laurel.fast.room import device_memory
 from laurel.fast.static import How, Static
 
@@ -27,7 +27,7 @@ SHARE = 2
 LEAST_ROWS, LEAST_REACH = 8, 64
 
 
-def rung(count: int, least: int, most: int) -> int:
+def batch_size_step(count: int, least: int, most: int) -> int:
     """The least of 2^k and 1.5 x 2^k that holds `count`, at most `most`: few sizes, few graphs."""
     size = least
     while size < count:
@@ -70,14 +70,14 @@ class InFlight:
         self.limits = limits
         self.check = check
         longest = max(limits)
-        reach = rung(max(map(len, prompts)) + longest, LEAST_REACH, 1 << 40)
+        reach = batch_size_step(max(map(len, prompts)) + longest, LEAST_REACH, 1 << 40)
         fit = rows_that_fit(static, reach, longest)
         room = min(rows_at_once, len(seeds), fit)
         # the samples of one prompt that enter together
         self.group = min(each, room)
         self.size = room // self.group * self.group
         self.queue = self.waiting()
-        rows = rung(self.size, LEAST_ROWS, max(self.size, fit))
+        rows = batch_size_step(self.size, LEAST_ROWS, max(self.size, fit))
         self.buffers = static.ready(rows, reach, longest)
         self.at = [-1] * self.buffers.rows
         self.spent = [0] * self.buffers.rows
@@ -185,7 +185,7 @@ class InFlight:
 
     def width(self, count: int) -> int:
         """The number of places that a step computes for so many rows."""
-        return rung(count, LEAST_ROWS, self.buffers.rows)
+        return batch_size_step(count, LEAST_ROWS, self.buffers.rows)
 
     def reach(self, more: int) -> int:
         """The number of keys that a step reads when every row has drawn `more` tokens more."""
@@ -194,7 +194,7 @@ class InFlight:
             sample = self.at[row]
             drawn = min(self.spent[row] + more, self.limits[sample])
             longest = max(longest, len(self.prompt_of(sample)) + drawn)
-        return rung(longest, LEAST_REACH, self.buffers.reach)
+        return batch_size_step(longest, LEAST_REACH, self.buffers.reach)
 
     def advance(self, how: How) -> None:
         """Run steps until the next `collect`, without waiting for the device."""
@@ -259,7 +259,7 @@ class InFlight:
             if not any(one in text for one in stop):
                 continue
             ends = range(max(1, len(ids) - self.check), len(ids) + 1)
-            holds = holding(stop, tokenizer, [ids[:end] for end in ends])
+            holds = rows_with_stop(stop, tokenizer, [ids[:end] for end in ends])
             if bool(holds.any()):
                 # the first end that holds one, counted from the row's first token
                 found[row] = lengths[row] - len(ids) + ends[int(holds.int().argmax())]
@@ -301,11 +301,11 @@ def sample_static(
 def memory_of(policy: LanguageModel, rows: int, prompt: int, completion: int) -> dict[str, int]:
     """Bytes that static buffers take for so many rows in flight, from shapes alone."""
     static = Static(policy)
-    reach = rung(prompt + completion, LEAST_REACH, 1 << 40)
+    reach = batch_size_step(prompt + completion, LEAST_REACH, 1 << 40)
     logits = 16 * static.config.vocab_size
     a_row = static.a_row(reach, completion) - logits
     return {
-        "keys and values": rung(rows, LEAST_ROWS, 1 << 40) * a_row,
+        "keys and values": batch_size_step(rows, LEAST_ROWS, 1 << 40) * a_row,
         "sampler's weights": static.twin.foreseen,
         "sampled logits": rows * logits,
     }

@@ -89,12 +89,12 @@ def pushed(stack: list[bool]) -> Generator[None]:
         stack.pop()
 
 
-def skipped() -> AbstractContextManager[None]:
+def skip_calls() -> AbstractContextManager[None]:
     """A block in which `call` does nothing: for tensors that have shapes and no memory."""
     return pushed(SKIPPING)
 
 
-def elsewhere() -> AbstractContextManager[None]:
+def off_cpu() -> AbstractContextManager[None]:
     """A block in which tensors count as on another device than a CPU.
 
     For tensors without memory that stand for tensors there.

@@ -24,7 +24,7 @@ USUAL, WORST = 4.0, 16.0
 """Bounds of a check, as multiples of `slack`: for 99 of 100 distances, and for every one."""
 
 
-def slack(dtype: torch.dtype, size: float) -> float:
+def rounding_tolerance(dtype: torch.dtype, size: float) -> float:
     """The usual distance between two computations of a sum of numbers of that size.
 
     float32, 31: 3.0e-5.
@@ -70,7 +70,7 @@ def wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def inside(ids_m1: Tensor, words: slice) -> tuple[Tensor, Tensor]:
+def ids_in_slice(ids_m1: Tensor, words: slice) -> tuple[Tensor, Tensor]:
     """Which ids are in this slice of the vocabulary, and their columns in it (0 of the others)."""
     here_m1 = (ids_m1 >= words.start) & (ids_m1 < words.stop)
     return here_m1, (ids_m1 - words.start).where(here_m1, 0)
@@ -114,7 +114,7 @@ def tile_stats(
         call("say", z_mv.dtype, z_mv, ids_m1.contiguous(), *columns, *z_mv.shape, words.start)
         return Stats(*columns, lse_m1.new_zeros(len(z_mv), 0))
     z_mv = wide(z_mv)
-    here_m1, at_m1 = inside(ids_m1, words)
+    here_m1, at_m1 = ids_in_slice(ids_m1, words)
     logp_mv = z_mv.log_softmax(1)
     logp_m1 = logp_mv.gather(1, at_m1)
     # log softmax is z - lse: so lse, from any one column
@@ -142,13 +142,13 @@ def tile_gradient(
         columns = ids_m1.contiguous(), lse_m1.contiguous(), g_m1.contiguous()
         call("slope", z_mv.dtype, z_mv, into, *columns, *z_mv.shape, words.start)
         return into
-    here_m1, at_m1 = inside(ids_m1, words)
+    here_m1, at_m1 = ids_in_slice(ids_m1, words)
     dz_mv = (wide(z_mv) - lse_m1).exp_().mul_(-g_m1)
     # a row whose token is in another tile adds 0 to its first column
     return dz_mv.scatter_add_(1, at_m1, g_m1.where(here_m1, 0)).to(z_mv.dtype)
 
 
-def joined(one: Stats, other: Stats) -> Stats:
+def merge_stats(one: Stats, other: Stats) -> Stats:
     """The statistics of two disjoint parts of the vocabulary as one part.
 
     By the chain rule of entropy: H = sum_i w_i (H_i - log w_i), log w_i = lse_i - lse.
@@ -181,7 +181,7 @@ def all_stats(
             if stays:
                 kept.append(z_mv)
             more = tile_stats(z_mv, weight_vD, ids_M1[rows], words, wanted, spare=not stays)
-            stats = more if stats is None else joined(stats, more)
+            stats = more if stats is None else merge_stats(stats, more)
         assert stats is not None
         found.append(stats)
     if not found:
@@ -190,7 +190,7 @@ def all_stats(
     return Stats(*(torch.cat(column) for column in zip(*found, strict=True))), kept
 
 
-def cooled(hidden_MD: Tensor, temperature_M: Tensor) -> Tensor:
+def over_temperature(hidden_MD: Tensor, temperature_M: Tensor) -> Tensor:
     """Hidden states over temperatures: one division fewer for every logit."""
     return hidden_MD / temperature_M[:, None].to(hidden_MD.dtype)
 
@@ -236,7 +236,7 @@ class FusedLogprobs(torch.autograd.Function):
         at_once: int,
         keep: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        cooled_MD = cooled(hidden_MD, temperature_M).to(dtype)
+        cooled_MD = over_temperature(hidden_MD, temperature_M).to(dtype)
         ids_M1 = ids_M[:, None]
         ctx.tile = tiles(len(ids_M), len(weight_VD), at_once)
         ctx.hidden_dtype = hidden_MD.dtype
@@ -259,7 +259,7 @@ class FusedLogprobs(torch.autograd.Function):
             # into one tile: then later rows add to it
             if grad_VD is not None:
                 add_product(grad_VD[words], dz_mv.t(), cooled_MD[rows], begun=rows.start > 0)
-        grad_MD = cooled(grad_MD.to(ctx.hidden_dtype), temperature_M)
+        grad_MD = over_temperature(grad_MD.to(ctx.hidden_dtype), temperature_M)
         if grad_VD is None:
             return grad_MD, *(None,) * 7
         # of no token nothing was written
@@ -316,12 +316,12 @@ class FrozenLogprobs(torch.autograd.Function):
         dtype: torch.dtype,
         at_once: int,
     ) -> tuple[Tensor, Tensor]:
-        cooled_MD = cooled(hidden_MD, temperature_M).to(dtype)
+        cooled_MD = over_temperature(hidden_MD, temperature_M).to(dtype)
         tile = tiles(len(ids_M), len(weight_VD), at_once)
         wanted = Wanted(entropy, mean=True)
         stats, _ = all_stats(cooled_MD, weight_VD, ids_M[:, None], tile, wanted)
         slope_MD = wide(weight_VD[ids_M].to(dtype)) - stats.mean
-        ctx.save_for_backward(cooled(slope_MD.to(hidden_MD.dtype), temperature_M))
+        ctx.save_for_backward(over_temperature(slope_MD.to(hidden_MD.dtype), temperature_M))
         return outputs(ctx, stats)
 
     @staticmethod

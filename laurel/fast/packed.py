@@ -164,17 +164,21 @@ class Attended(torch.autograd.Function):
 apply_attended = applied(Attended)
 
 
-def attends(q: Tensor, cap: float | None, dropout: float) -> bool:
+def can_attend(q: Tensor, cap: float | None, dropout: float) -> bool:
     """Does `Attended` compute this attention?"""
     return (
-        q.dtype == torch.float32 and q.shape[2] % 16 == 0 and not cap and not dropout and usual(q)
+        q.dtype == torch.float32
+        and q.shape[2] % 16 == 0
+        and not cap
+        and not dropout
+        and has_kernel_dtype(q)
     )
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     """See `Rotated`; sign -1 turns back."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if usual(x) and cos.dtype == torch.float32:
+    if has_kernel_dtype(x) and cos.dtype == torch.float32:
         angles = cos.contiguous(), sin.contiguous()
         call("rotate", x.dtype, x.contiguous(), *angles, out, *x.shape, sign)
         return out
@@ -192,7 +196,7 @@ def norm(module: Any, x: Tensor, *, wide: bool = False) -> Tensor:
     """
     kind = type(module).__name__
     known = kind in (*NORMS, *GEMMA_NORMS) and module.weight.dtype == torch.float32
-    if not known or not simple(module, x):
+    if not known or not has_kernel(module, x):
         return module(x)
     narrow = torch.is_autocast_enabled("cpu") and not wide
     dtype = torch.get_autocast_dtype("cpu") if narrow else torch.float32
@@ -205,21 +209,21 @@ def mlp(module: Any, x: Tensor) -> Tensor:
     """module(x), an MLP with a gate."""
     activation = getattr(module, "act_fn", None)
     silu = type(activation).__name__ in ("SiLU", "SiLUActivation")
-    if silu and simple(module, x) and simple(module.act_fn, x):
+    if silu and has_kernel(module, x) and has_kernel(module.act_fn, x):
         return module.down_proj(apply_gated(module.gate_proj(x), module.up_proj(x)))
     return module(x)
 
 
-def simple(module: Any, x: Tensor) -> bool:
+def has_kernel(module: Any, x: Tensor) -> bool:
     """Does a kernel compute what this module does to x?
 
     Only if the module has no hooks and its own forward method.
     """
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    return not hooks and "forward" not in vars(module) and usual(x)
+    return not hooks and "forward" not in vars(module) and has_kernel_dtype(x)
 
 
-def usual(x: Tensor) -> bool:
+def has_kernel_dtype(x: Tensor) -> bool:
     """Do the kernels take these numbers: float32 on a CPU, or those of autocast to bfloat16?"""
     if not on_cpu(x) or library() is None:
         return False
@@ -310,7 +314,7 @@ class Layout:
         cap = getattr(own, "attn_logit_softcapping", None)
         dropout = own.attention_dropout if own.training else 0.0
         window = window_of(own)
-        if attends(q, cap, dropout):
+        if can_attend(q, cap, dropout):
             sizes = self.jobs, self.groups, window or 0, float(own.scaling)
             out: Tensor = apply_attended(q, k, v, *sizes)
             return out.flatten(1)
@@ -337,33 +341,33 @@ def hidden_states(
     Rows of one group that start with the same `start_N` tokens share them: they are encoded once. A
     body that `packs` does not know is called as it is, on padded rows.
     """
-    if not packs(body):
+    if not can_encode(body):
         mask = None if bool(attention_NL.all()) else attention_NL.long()
         return body(input_ids=ids_NL, attention_mask=mask, use_cache=False).last_hidden_state
     layout = arrange(ids_NL, attention_NL, start_N, group_N)
-    return F.embedding(layout.place_NL, encode(bare(body), layout))
+    return F.embedding(layout.place_NL, encode(without_peft(body), layout))
 
 
-def bare(body: Any) -> Any:
+def without_peft(body: Any) -> Any:
     """The transformer inside a PeftModel; its adapters stay in its layers."""
     return body.get_base_model() if hasattr(body, "get_base_model") else body
 
 
-def packs(body: Any) -> bool:
+def can_encode(body: Any) -> bool:
     """Is this a body that `encode` computes? By its family and its parts, and by a comparison with
     its own forward pass.
 
     One line is logged for a transformers model that it does not. Hooks on the body itself see its
     own forward pass, as they want.
     """
-    body = bare(body)
+    body = without_peft(body)
     if getattr(body, "_forward_hooks", None) or getattr(body, "_forward_pre_hooks", None):
         return False
     family = getattr(getattr(body, "config", None), "model_type", None)
     if family is None or not isinstance(body, nn.Module):
         return False
     if body not in KNOWN:
-        KNOWN[body] = looks_packed(body) and agrees(body)
+        KNOWN[body] = looks_packed(body) and encode_agrees(body)
         if not KNOWN[body]:
             logging.getLogger(__name__).warning(
                 "%s takes the general path: padded rows, every prompt by itself",
@@ -378,7 +382,7 @@ def looks_packed(body: Any) -> bool:
 
 
 @torch.no_grad()
-def agrees(body: Any) -> bool:
+def encode_agrees(body: Any) -> bool:
     """Does `encode` compute what the body's own forward does, on two rows that share a prompt,
     without dropout?
 
@@ -414,7 +418,7 @@ def arrange(
     """
     if start_N is None or group_N is None:
         return of_rows(ids_NL, attention_NL)
-    lead_N = leaders(ids_NL, start_N, group_N)
+    lead_N = prompt_rows(ids_NL, start_N, group_N)
     if torch.equal(lead_N, torch.arange(len(ids_NL), device=ids_NL.device)):
         return of_rows(ids_NL, attention_NL)
     return of_shared_prompts(ids_NL, attention_NL, start_N, lead_N)
@@ -422,7 +426,7 @@ def arrange(
 
 def of_rows(ids_NL: Tensor, attention_NL: Tensor) -> Layout:
     """The layout of rows that share nothing: every real token once, causal attention in its row."""
-    place_NL = numbered(attention_NL)
+    place_NL = token_indices(attention_NL)
     rows_M, at_M = attention_NL.nonzero(as_tuple=True)
     width = ids_NL.shape[1]
     at_L = torch.arange(width, device=ids_NL.device)
@@ -453,7 +457,7 @@ def of_shared_prompts(
     leads_N = lead_N == torch.arange(len(ids_NL), device=ids_NL.device)
     prompt_NL = at_L < start_N[:, None]
     own_NL = attention_NL & (~prompt_NL | leads_N[:, None])
-    own_place_NL = numbered(own_NL)
+    own_place_NL = token_indices(own_NL)
     # a prompt's tokens are where its leader's are, all others where the row's own are
     place_NL = torch.where(prompt_NL, own_place_NL[lead_N], own_place_NL)
     rows_M, at_M = own_NL.nonzero(as_tuple=True)
@@ -471,7 +475,7 @@ def of_shared_prompts(
     )
 
 
-def numbered(real_NL: Tensor) -> Tensor:
+def token_indices(real_NL: Tensor) -> Tensor:
     """The index of each real token among all of them, in row order; of others any index."""
     return (real_NL.flatten().cumsum(0) - 1).view_as(real_NL).clamp(min=0)
 
@@ -537,7 +541,7 @@ def shared_jobs(
     return jobs, F.pad(sizes.cumsum(0), (1, 0))
 
 
-def leaders(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
+def prompt_rows(ids_NL: Tensor, start_N: Tensor, group_N: Tensor) -> Tensor:
     """The row that each row's prompt is encoded in: [N].
 
     It is the first row of the group if that begins with the same prompt, else the row itself.
@@ -640,7 +644,7 @@ def attention(
 ) -> Tensor:
     """One call of attention, in the precision of its inputs: [B, H, T, h]."""
     if cap is not None:
-        return capped(q, k, v, mask, scaling, cap, dropout)
+        return softcapped_attention(q, k, v, mask, scaling, cap, dropout)
     return F.scaled_dot_product_attention(
         q,
         k,
@@ -703,7 +707,7 @@ def window_of(own: Any) -> int | None:
     return getattr(own.config, "sliding_window", None)
 
 
-def capped(
+def softcapped_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, cap: float, dropout: float
 ) -> Tensor:
     """Attention whose scores are cap * tanh(score / cap) (Gemma 2): [B, H, T, h].

@@ -47,18 +47,18 @@ def matmul_settings() -> Any:
 
 
 @contextmanager
-def using(name: str) -> Generator[None]:
+def product_library(name: str) -> Generator[None]:
     """Within it float32 products are this library's."""
     switch = matmul_settings()
     was = switch.fp32_precision
-    use(name)
+    set_product_library(name)
     try:
         yield
     finally:
         switch.fp32_precision = was
 
 
-def use(name: str) -> None:
+def set_product_library(name: str) -> None:
     """From now on float32 products are this library's."""
     matmul_settings().fp32_precision = ONEDNN.get(name, "none")
 
@@ -82,14 +82,14 @@ def choose(
             and torch.backends.mkldnn.is_available()
             and min(shape[1:]) >= NARROW
         )
-        name = remembered(*shape) if fit else DEFAULT
+        name = cached_choice(*shape) if fit else DEFAULT
     if name not in (DEFAULT, *ONEDNN):
         raise UsageError(
             f"no library is called {name!r}.",
             where=PIN,
             fix=f"Give one of {', '.join((DEFAULT, *ONEDNN))}.",
         )
-    use(name)
+    set_product_library(name)
     return name
 
 
@@ -106,7 +106,7 @@ def shape_of(model: nn.Module) -> tuple[int, int, int]:
     return max(16, min(1024, 1 << max(0, rows.bit_length() - 1))), inner, columns
 
 
-def remembered(rows: int, inner: int, columns: int) -> str:
+def cached_choice(rows: int, inner: int, columns: int) -> str:
     """The choice for such a product on this machine: what was found the first time, by whichever
     process was first.
     """
@@ -136,7 +136,7 @@ def measured(rows: int, inner: int, columns: int, budget: float = BUDGET) -> dic
     left, right = (torch.randn(size, generator=coin) for size in ((rows, inner), (columns, inner)))
     out, seconds = torch.empty(rows, columns), dict[str, float]()
     for name in (DEFAULT, *ONEDNN):
-        with using(name):
+        with product_library(name):
             torch.mm(
                 left, right.t(), out=out
             )  # a library prepares itself at its first product of a shape
@@ -144,7 +144,7 @@ def measured(rows: int, inner: int, columns: int, budget: float = BUDGET) -> dic
             seconds[name] = float("inf")
     while time.perf_counter() < end or seconds[DEFAULT] == float("inf"):
         for name in seconds:
-            with using(name):
+            with product_library(name):
                 began = time.perf_counter()
                 torch.mm(left, right.t(), out=out)
                 seconds[name] = min(seconds[name], time.perf_counter() - began)

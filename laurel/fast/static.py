@@ -17,15 +17,15 @@ from laurel.fast.decode import (
     PROBE_STARTS,
     STATIC_ROPES,
     draw,
-    listened,
+    has_hooks,
     probe_ids,
     probe_logits,
     ropes,
 )
-from laurel.fast.logprob import USUAL, WORST, slack
+from laurel.fast.logprob import USUAL, WORST, rounding_tolerance
 from laurel.fast.lora import plain_lora
-from laurel.fast.packed import Attention, Layout, arrange, capped, encode, window_of
-from laurel.fast.protocol import LanguageModel
+from laurel.fast.packed import Attention, Layout, arrange, encode, softcapped_attention, window_of
+from laurel.fast.policy_protocol import LanguageModel
 from laurel.fast.room import device_memory
 from laurel.fast.twin import Twin
 
@@ -142,7 +142,7 @@ class Step:
         cap = getattr(own, "attn_logit_softcapping", None)
         window = window_of(own)
         if cap is not None:
-            out = capped(q, keys, values, self.mask(window), own.scaling, cap, 0.0)
+            out = softcapped_attention(q, keys, values, self.mask(window), own.scaling, cap, 0.0)
         else:
             mask = self.added(window, keys.dtype)
             out = F.scaled_dot_product_attention(q, keys, values, mask, scale=own.scaling)
@@ -335,7 +335,7 @@ class Static:
         self.release()
         wanted = probe_logits(self.policy, ids_NL).double()
         gap = (found - wanted).abs().flatten().sort()[0]
-        unit = slack(self.dtype, float(wanted.abs().max()))
+        unit = rounding_tolerance(self.dtype, float(wanted.abs().max()))
         usual, worst = float(gap[int(0.99 * (len(gap) - 1))]), float(gap[-1])
         if usual < BOTH * USUAL * unit and worst < WORST * unit:
             return ""
@@ -422,7 +422,7 @@ def static_of(policy: LanguageModel) -> Static | None:
 
     Made, and checked against the model, once per policy.
     """
-    if not policy.packs or listened(policy):
+    if not policy.packs or has_hooks(policy):
         return None
     made = policy.decoders.get("static", False)
     if made is False or (made and made.policy is not policy):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from laurel.fast.decode import bias_of
 from laurel.fast.lora import merged_weight
 from laurel.fast.packed import GEMMA_NORMS, NORMS
-from laurel.fast.protocol import LanguageModel
+from laurel.fast.policy_protocol import LanguageModel
 
 
 class Linear(nn.Module):
@@ -82,7 +82,7 @@ class Twin:
         own = getattr(self.policy.causal, self.policy.causal.base_model_prefix)
         self.used = [*own.embed_tokens.parameters()]
         layers = [self.layer(layer, f"layer {i}") for i, layer in enumerate(own.layers)]
-        self.body = hollow(own)
+        self.body = replaceable_copy(own)
         self.body._modules["layers"] = nn.ModuleList(layers)
         self.body._modules["norm"] = self.made(own.norm, "norm")
         self.head = self.made(self.policy.causal.get_output_embeddings(), "head")
@@ -148,7 +148,7 @@ class Twin:
     def hollowed(self, module: Any, name: str, parts: dict[str, Any]) -> Any:
         """A copy of a module with these parts, and its others as sampling has them."""
         together = ("q_proj", "k_proj", "v_proj") if "qkv_proj" in parts else ()
-        twin = hollow(module)
+        twin = replaceable_copy(module)
         for inner, own in module._modules.items():
             if inner not in parts and inner not in together:
                 twin._modules[inner] = self.made(own, f"{name} {inner}")
@@ -227,7 +227,7 @@ class Twin:
         return self.in_place(found)
 
 
-def hollow(module: Any) -> Any:
+def replaceable_copy(module: Any) -> Any:
     """A copy of a module whose parts can be replaced; what is not replaced is shared."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)

@@ -17,7 +17,7 @@ from laurel.core.bound_objects import bound_object
 from laurel.core.errors import UsageError, nearest
 from laurel.model.folders import ADAPTERS, base_of, is_adapter
 from laurel.model.objects import config_of
-from laurel.model.weights import check_finite, error_line, few, note_untied_head
+from laurel.model.weights import check_finite, error_line, first_three, note_untied_head
 
 ALL = "all-linear"
 OPTION = "lora_target_modules"
@@ -53,10 +53,10 @@ def with_lora(model: Any, config: Any, *, task: str | None = "CAUSAL_LM") -> Any
         task_type=task,
     )
     try:
-        with quiet():
+        with silence_peft():
             return get_peft_model(model, lora)
     except ValueError as error:
-        raise refused(error, model, config.lora_target_modules or ()) from error
+        raise peft_error(error, model, config.lora_target_modules or ()) from error
 
 
 def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
@@ -100,7 +100,7 @@ def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
     return sorted(found)
 
 
-def refused(error: ValueError, model: Any, asked: Sequence[str]) -> UsageError:
+def peft_error(error: ValueError, model: Any, asked: Sequence[str]) -> UsageError:
     """The UsageError for a ValueError of peft about names of modules."""
     known = {
         name.rpartition(".")[2]
@@ -164,7 +164,7 @@ def load_adapters(name: str, base: Any) -> Any:
     UsageError unless the folder holds every tensor of them, in its shape, and finite.
     """
     library = peft_library()
-    with adapter_errors(name), quiet():
+    with adapter_errors(name), silence_peft():
         model = library.PeftModel.from_pretrained(base, name, is_trainable=True)
         weights = adapter_weights(name)
         report = library.set_peft_model_state_dict(model, weights)
@@ -195,7 +195,7 @@ def load_on_body(name: str, model: Any) -> None:
     """
     library = peft_library()
     body_name: str = model.base_model_prefix
-    with adapter_errors(name), quiet():
+    with adapter_errors(name), silence_peft():
         weights = adapter_weights(name)
         of_body = body_weights(weights, body_name)
         config = body_config(name, body_name, of_body)
@@ -296,7 +296,7 @@ def check_loaded(name: str, model: Any, report: Any, weights: Mapping[str, Any])
             " adapter_config.json."
         )
         raise UsageError(
-            f"{kind} ({len(lost or over)} in all), such as {few(lost or over)}.",
+            f"{kind} ({len(lost or over)} in all), such as {first_three(lost or over)}.",
             where=f"model={name}",
             fix=fix,
         )
@@ -315,15 +315,15 @@ def merged(model: Any) -> Any:
     base = model.get_base_model()
     output = base.get_output_embeddings()
     own = getattr(output, "base_layer", output)
-    if unties(base) and "weight" in getattr(own, "_parameters", {}):
+    if unties_head(base) and "weight" in getattr(own, "_parameters", {}):
         own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
-    with quiet():
+    with silence_peft():
         plain = model.merge_and_unload()
     note_untied_head(plain)
     return plain
 
 
-def unties(base: Any) -> bool:
+def unties_head(base: Any) -> bool:
     """Do adapters make the output head differ from the embedding that it is tied to?"""
     layers = base.get_output_embeddings(), base.get_input_embeddings()
     changed = any(
@@ -332,7 +332,7 @@ def unties(base: Any) -> bool:
     return changed and bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))
 
 
-def fresh(model: Any) -> bool:
+def is_untrained(model: Any) -> bool:
     """Are adapters as they were made? Then the model computes the same with and without them."""
     closing = [
         p for name, p in model.named_parameters() if "lora_B" in name or "lora_embedding_A" in name
@@ -342,7 +342,7 @@ def fresh(model: Any) -> bool:
 
 
 @contextmanager
-def quiet() -> Generator[None]:
+def silence_peft() -> Generator[None]:
     """Silences peft's warnings about tied weights and missing tensors, which are handled here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

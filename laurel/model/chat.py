@@ -13,9 +13,17 @@ from typing import Any, Literal, NamedTuple
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Message
-from laurel.model.render import Span, Tools, around, ensure_template, named, opened, turn_spans
-from laurel.model.shown import REMEDY, exchanged, stands_in, written
-from laurel.model.turns import CALL, TEXT, as_tools, flag, marked_as_trained, spoken
+from laurel.model.render import (
+    Span,
+    Tools,
+    ensure_template,
+    template_name,
+    text_around_turn,
+    text_before_turn,
+    turn_spans,
+)
+from laurel.model.shown import REMEDY, messages_for_template, stands_in, with_marks
+from laurel.model.turns import CALL, TEXT, as_tools, marked_as_trained, spoken, trained_flag
 
 __all__ = [
     "Span",
@@ -98,9 +106,9 @@ def encode_prompt(
             )
         return _plain(tokenizer, prompt)
     shown_tools = as_tools(tools)
-    messages = written(tokenizer, prompt, tools=shown_tools).messages
-    text = opened(tokenizer, messages, speaker, tools=shown_tools)
-    return _one_bos(tokenizer, _ids(tokenizer, text), named(tokenizer))
+    messages = messages_for_template(tokenizer, prompt, tools=shown_tools).messages
+    text = text_before_turn(tokenizer, messages, speaker, tools=shown_tools)
+    return _one_bos(tokenizer, _ids(tokenizer, text), template_name(tokenizer))
 
 
 def encode_reply(
@@ -144,14 +152,14 @@ def _behind_last_turn(
     """
     last = len(past) - 1
     whole = [*past, *added]
-    with_reply = around(tokenizer, whole, last, add_generation_prompt=True, tools=tools)
-    alone = around(tokenizer, past, last, tools=tools)
+    with_reply = text_around_turn(tokenizer, whole, last, add_generation_prompt=True, tools=tools)
+    alone = text_around_turn(tokenizer, past, last, tools=tools)
     if with_reply is None or alone is None:
         # if the template refuses these roles, this raises with its reason
-        opened(tokenizer, whole, tools=tools)
+        text_before_turn(tokenizer, whole, tools=tools)
         raise UsageError(
             "the template does not show the policy's turn just once.",
-            where=named(tokenizer),
+            where=template_name(tokenizer),
             fix="Give --chat_template FILE.",
         )
     return alone[1], with_reply[1]
@@ -159,11 +167,11 @@ def _behind_last_turn(
 
 def _check_reply_shown(tokenizer: Any, added: Conversation, text: str) -> None:
     """UsageError where the content or a call of a reply is not in the rendered text."""
-    for piece in exchanged(added)[0]:
+    for piece in with_marks(added)[0]:
         if piece.kind in (TEXT, CALL) and not stands_in(piece.text, text):
             what = f"the template leaves out what the world said as {added[piece.turn]['role']}."
             fix = REMEDY.replace("take it out of the rows", "give it another role")
-            raise UsageError(what, where=named(tokenizer), fix=fix)
+            raise UsageError(what, where=template_name(tokenizer), fix=fix)
 
 
 def _without_sampled_closing(tokenizer: Any, ids: Ids, sampled: Ids, closing: str) -> Ids:
@@ -204,9 +212,9 @@ def encode_supervised(
     assistant turns), `all`, or `no_tags` (the content of every role, only headers masked). Turns
     include the token that closes them. None: completion, assistant or all, by the columns. Plain
     text gets one EOS at its end, a target. Longer rows are cut on the right. A turn's own flag
-    (`weight` 0, `train: false`, see `laurel.model.turns.flag`) goes before that. The row's `tools`
-    are shown to the template. A mask that does not apply to these columns is a UsageError, and so
-    is a template that leaves out what would be trained on, or what it answers to.
+    (`weight` 0, `train: false`, see `laurel.model.turns.trained_flag`) goes before that. The row's
+    `tools` are shown to the template. A mask that does not apply to these columns is a UsageError,
+    and so is a template that leaves out what would be trained on, or what it answers to.
     """
     kind = _kind(columns)
     train_on = VARIANTS[kind][0] if train_on is None else train_on
@@ -286,7 +294,9 @@ def _conversation(
     wanted, silent, notes = _chosen(messages, first, train_on)
     everything = train_on == "all"
     targets = range(len(messages)) if everything else wanted
-    form = written(tokenizer, messages, targets=targets, tools=tools, tools_needed=True)
+    form = messages_for_template(
+        tokenizer, messages, targets=targets, tools=tools, tools_needed=True
+    )
     # with "all" the turns that are flagged off are what has to be found
     marked = silent if everything else wanted
     text, spans = turn_spans(tokenizer, form.messages, marked, tools=tools)
@@ -294,7 +304,7 @@ def _conversation(
         trained = "".join(text[span.start : span.end] for span in spans)
         _all_trained(tokenizer, messages, wanted, trained)
     ids, ranges = _token_ranges(tokenizer, text, spans)
-    _one_bos(tokenizer, ids, named(tokenizer))
+    _one_bos(tokenizer, ids, template_name(tokenizer))
     mask = [everything] * len(ids)
     for start, end in ranges:
         mask[start:end] = [not everything] * (end - start)
@@ -307,7 +317,7 @@ def _chosen(
 ) -> tuple[list[int], list[int], tuple[str, ...]]:
     """The turns to train on, the turns flagged not to be, and notes on flags without effect.
 
-    Turns are chosen by `train_on` and by their own flags (`laurel.model.turns.flag`).
+    Turns are chosen by `train_on` and by their own flags (`laurel.model.turns.trained_flag`).
     """
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     wanted = {
@@ -317,7 +327,7 @@ def _chosen(
         "no_tags": list(range(len(messages))),
         "all": [],
     }[train_on]
-    flags = {i: flag(message, i + 1) for i, message in enumerate(messages)}
+    flags = {i: trained_flag(message, i + 1) for i, message in enumerate(messages)}
     asked = [
         i for i in flags if train_on == "assistant" and flags[i] and marked_as_trained(messages[i])
     ]
@@ -339,13 +349,13 @@ def _all_trained(
 
     {% generation %} blocks of a template can be too small.
     """
-    for piece in exchanged([spoken(messages[i]) for i in wanted])[0]:
+    for piece in with_marks([spoken(messages[i]) for i in wanted])[0]:
         if piece.kind in (TEXT, CALL) and not stands_in(piece.text, trained):
             what = (
                 f"the {piece.kind} of turn {wanted[piece.turn] + 1} is shown, but not as a part of"
                 " the turn that is trained on."
             )
-            raise UsageError(what, where=named(tokenizer), fix=REMEDY)
+            raise UsageError(what, where=template_name(tokenizer), fix=REMEDY)
 
 
 def _token_ranges(

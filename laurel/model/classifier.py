@@ -13,7 +13,7 @@ from laurel.core.errors import UsageError
 from laurel.model.adapters import HEAD, adapter_shapes, load_on_body, merged, only_on_body
 from laurel.model.ends import ends_of
 from laurel.model.folders import base_of, check_folder, is_adapter
-from laurel.model.narrow import NARROW, hold
+from laurel.model.narrow import NARROW, cast_weights
 from laurel.model.objects import config_of, given_model
 from laurel.model.policy import load_causal
 from laurel.model.readback import places
@@ -45,7 +45,7 @@ def assembled(
     if on_body:
         load_on_body(name, model)
         body = getattr(model, model.base_model_prefix)
-        prepared = hold(body, dtype) if adapters else merged(body)
+        prepared = cast_weights(body, dtype) if adapters else merged(body)
         setattr(model, model.base_model_prefix, prepared)
     return causal, model, on_body and adapters
 

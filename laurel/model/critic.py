@@ -19,7 +19,7 @@ from laurel.core.sample import Batch, Outputs
 from laurel.fast.logprob import wide
 from laurel.fast.packed import hidden_states
 from laurel.model.classifier import bias_of, head_of
-from laurel.model.narrow import hold, reading, weight_dtype_of
+from laurel.model.narrow import autocast_for, cast_weights, weight_dtype_of
 from laurel.model.policy import Policy, trained_positions
 
 
@@ -124,7 +124,7 @@ def own_critic(
     original = body_of(policy.causal if scorer is None else scorer)
     body = copy.deepcopy(original).to(policy.device).eval()
     if scorer is not None:
-        body = hold(body, weight_dtype_of(policy.causal)).requires_grad_(True)
+        body = cast_weights(body, weight_dtype_of(policy.causal)).requires_grad_(True)
     head = value_head(body, scorer, mean, std)
     return Critic(nn.ModuleDict({"body": body, "head": head}), policy.dtype)
 
@@ -164,7 +164,7 @@ def value_head(
         width: int = config.get_text_config().hidden_size
     else:
         probe = torch.zeros(1, 1, dtype=torch.long, device=like.device)
-        with reading(body):
+        with autocast_for(body):
             width = body(input_ids=probe, use_cache=False).last_hidden_state.shape[-1]
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     head = nn.Linear(width, 1, device=like.device, dtype=dtype)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from laurel.model.chat import encode_after, ends_of
-from laurel.model.render import around, attempt, render, shared
+from laurel.model.render import render, shared_closing, text_around_turn, try_render
 
 TAG = re.compile(r"[<\[{|\uff5c].*\w.*[>\]}|\uff5c]")
 QUESTION = {"role": "user", "content": "a"}
@@ -30,17 +30,17 @@ def closing(tokenizer: Any) -> tuple[str, str] | None:
     the very end). None where it cannot be found.
     """
     turns = [QUESTION, {"role": "assistant", "content": "b"}]
-    last = around(tokenizer, turns, 1)
-    earlier = around(tokenizer, [*turns, QUESTION], 1)
+    last = text_around_turn(tokenizer, turns, 1)
+    earlier = text_around_turn(tokenizer, [*turns, QUESTION], 1)
     if last is None:
         return None
-    everywhere = shared(tokenizer, earlier[1], last[1]) if earlier is not None else ""
+    everywhere = shared_closing(tokenizer, earlier[1], last[1]) if earlier is not None else ""
     return last[1], everywhere or last[1]
 
 
 def call_closing(tokenizer: Any) -> str | None:
     """The same behind a tool call; None where the template shows none."""
-    text = attempt(render, tokenizer, [QUESTION, CALL])
+    text = try_render(render, tokenizer, [QUESTION, CALL])
     mark = "laurelmark1x"
     return text.rpartition(mark)[2] if text is not None and mark in text else None
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 NARROW = torch.bfloat16
 
 
-def hold(model: Any, dtype: torch.dtype) -> Any:
+def cast_weights(model: Any, dtype: torch.dtype) -> Any:
     """The same model with its weights in this precision.
 
     bfloat16 is for matrices. Vectors (norms, biases) stay float32: they are few, and sums want them
@@ -31,12 +31,12 @@ def hold(model: Any, dtype: torch.dtype) -> Any:
             buffer.data = buffer.data.float()
     embedding = base.get_input_embeddings()
     embedding = getattr(embedding, "base_layer", embedding)
-    if widened not in embedding._forward_hooks.values():
-        embedding.register_forward_hook(widened)
+    if embeddings_to_float32 not in embedding._forward_hooks.values():
+        embedding.register_forward_hook(embeddings_to_float32)
     return model
 
 
-def widened(embedding: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
+def embeddings_to_float32(embedding: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
     """Forward hook: embeddings as float32, so that the residual stream is float32, too.
 
     It is so over float32 weights. A family that scales them does so in float32, not by a factor
@@ -55,7 +55,7 @@ def weight_dtype_of(model: Any) -> torch.dtype:
     return model.get_input_embeddings().weight.dtype
 
 
-def reading(model: Any) -> Any:
+def autocast_for(model: Any) -> Any:
     """A context to call a model in, so that bfloat16 weights are multiplied in bfloat16."""
     weight = model.get_input_embeddings().weight
     return torch.autocast(weight.device.type, NARROW) if weight.dtype == NARROW else nullcontext()

@@ -10,7 +10,7 @@ from torch import nn
 
 from laurel.core.bound_objects import bound_object, refuse_unbound
 from laurel.core.errors import UsageError
-from laurel.model.narrow import hold
+from laurel.model.narrow import cast_weights
 from laurel.model.weights import check_finite, let_padding_learn, note_untied_head
 
 TOKENIZER = "tokenizer of "
@@ -81,7 +81,7 @@ def given_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
     check_finite(model.state_dict(), name)
     let_padding_learn(model)
     note_untied_head(model)
-    hold(model, dtype)
+    cast_weights(model, dtype)
     renew_constants(model.get_base_model() if hasattr(model, "get_base_model") else model)
     return model
 

@@ -26,16 +26,23 @@ from laurel.fast.logprob import (
     TokenStats,
     chunked_kl,
     chunked_logprobs,
-    slack,
+    rounding_tolerance,
     token_logprobs,
     wide,
 )
-from laurel.fast.packed import hidden_states, packs
-from laurel.model.adapters import HEAD, adapter_shapes, fresh, load_adapters, unties, with_lora
+from laurel.fast.packed import can_encode, hidden_states
+from laurel.model.adapters import (
+    HEAD,
+    adapter_shapes,
+    is_untrained,
+    load_adapters,
+    unties_head,
+    with_lora,
+)
 from laurel.model.chat import ends_of, ensure_template
 from laurel.model.ends import learn_ends
 from laurel.model.folders import base_of, check_folder, is_adapter
-from laurel.model.narrow import NARROW, hold, reading
+from laurel.model.narrow import NARROW, autocast_for, cast_weights
 from laurel.model.objects import given_model, given_tokenizer
 from laurel.model.render import without_template
 from laurel.model.saving import Origin, largest, origin_of, save_causal
@@ -109,7 +116,7 @@ class Policy:
         By the precision and the size of logits: at least the log of the vocabulary's size.
         """
         vocabulary: int = self.causal.get_input_embeddings().weight.shape[0]
-        return slack(self.dtype, max(self.logit_size, math.log(vocabulary)))
+        return rounding_tolerance(self.dtype, max(self.logit_size, math.log(vocabulary)))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that the optimiser updates, by name."""
@@ -140,7 +147,9 @@ class Policy:
 
         Then the size of a micro-batch may be counted in these tokens.
         """
-        return not self.whole_logits and packs(getattr(self.causal, self.causal.base_model_prefix))
+        return not self.whole_logits and can_encode(
+            getattr(self.causal, self.causal.base_model_prefix)
+        )
 
     def autocast(self) -> Any:
         """A context for computations in `dtype`; it does nothing for float32."""
@@ -258,7 +267,7 @@ class Policy:
         """The logits of the probe, without dropout, float64."""
         was = self.model.training
         self.model.eval()
-        with reading(self.causal):
+        with autocast_for(self.causal):
             logits = self.causal(self.probe(), use_cache=False).logits.double()
         self.model.train(was)
         return logits
@@ -299,9 +308,9 @@ class Policy:
             with self.autocast():
                 theirs = wide(self.causal(probe, use_cache=False).logits)
             self.logit_size = float(theirs.abs().max())
-            return ours.shape == theirs.shape and largest(ours - theirs) <= WORST * slack(
-                torch.float32, self.logit_size
-            )
+            return ours.shape == theirs.shape and largest(
+                ours - theirs
+            ) <= WORST * rounding_tolerance(torch.float32, self.logit_size)
         finally:
             self.model.train(was)
 
@@ -388,8 +397,8 @@ def load_policy(config: Any) -> Policy:
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     notes += learn_ends(causal, tokenizer)
     if config.use_peft or hasattr(model, "peft_config"):
-        model = hold(with_lora(model, config), weights_dtype)
-        if unties(model.get_base_model()):
+        model = cast_weights(with_lora(model, config), weights_dtype)
+        if unties_head(model.get_base_model()):
             line = (
                 "output head and embedding are one tensor, and LoRA changes them apart: the model"
                 " that is saved has both"
@@ -496,7 +505,9 @@ def make_reference(policy: Policy, kind: str) -> Reference | None:
     has_adapters = policy.causal is not policy.model
     if kind == "base" and not has_adapters:
         raise UsageError("reference=base needs a model with adapters.", fix="Use reference=start.")
-    return Reference(policy, adapters_off=kind == "base" or (has_adapters and fresh(policy.model)))
+    return Reference(
+        policy, adapters_off=kind == "base" or (has_adapters and is_untrained(policy.model))
+    )
 
 
 def weights_hash(model: nn.Module, *, skip: str = "") -> str:

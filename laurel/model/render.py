@@ -100,7 +100,7 @@ def template_of(tokenizer: Any) -> str:
         if "default" not in template:
             what = f"several chat templates ({', '.join(template)}) and none named `default`."
             raise UsageError(
-                what, where=named(tokenizer), fix="Give one with --chat_template FILE."
+                what, where=template_name(tokenizer), fix="Give one with --chat_template FILE."
             )
         return template["default"]
     if template:
@@ -109,13 +109,13 @@ def template_of(tokenizer: Any) -> str:
         what = "the tokenizer has neither a chat template nor an EOS token to end turns with."
         raise UsageError(
             what,
-            where=named(tokenizer),
+            where=template_name(tokenizer),
             fix="Set tokenizer.eos_token, or give --chat_template FILE.",
         )
     return DEFAULT_TEMPLATE
 
 
-def named(tokenizer: Any) -> str:
+def template_name(tokenizer: Any) -> str:
     """The template's name in errors."""
     return f"chat template of {tokenizer.name_or_path or type(tokenizer).__name__}"
 
@@ -137,7 +137,7 @@ def render(
     return _render(tokenizer, messages, add_generation_prompt, where, tools)[0]
 
 
-def opened(
+def text_before_turn(
     tokenizer: Any, messages: Messages, speaker: str = "assistant", *, tools: Tools = None
 ) -> str:
     """The text up to where `speaker` begins its next turn: `messages` and the header of that turn.
@@ -152,7 +152,7 @@ def opened(
         base = render(tokenizer, messages, tools=tools)
         if text != base:
             return text
-    frame = around(
+    frame = text_around_turn(
         tokenizer, [*messages, {"role": speaker, "content": ""}], len(messages), tools=tools
     )
     if speaker == "assistant":
@@ -163,13 +163,13 @@ def opened(
     if frame is None:
         raise UsageError(
             f"no header of a turn of `{speaker}` can be found.",
-            where=named(tokenizer),
+            where=template_name(tokenizer),
             fix="Use a template that has one.",
         )
     return frame[0].rstrip(" ")
 
 
-def around(
+def text_around_turn(
     tokenizer: Any,
     messages: Messages,
     index: int,
@@ -186,7 +186,9 @@ def around(
     while mark in whole:
         mark = f"laurelmark{int(mark[10:]) + 1}"
     changed = [*messages[:index], {**messages[index], "content": mark}, *messages[index + 1 :]]
-    text = attempt(opened if add_generation_prompt else render, tokenizer, changed, tools=tools)
+    text = try_render(
+        text_before_turn if add_generation_prompt else render, tokenizer, changed, tools=tools
+    )
     if text is None or text.count(mark) != 1:
         return None
     before, _, after = text.partition(mark)
@@ -214,7 +216,7 @@ def turn_spans(
         what = f"{len(marked)} {{% generation %}} blocks for {len(turns)} turns of the assistant."
         raise UsageError(
             what,
-            where=named(tokenizer),
+            where=template_name(tokenizer),
             fix="One block per turn lets single turns be chosen; train_on=assistant takes all.",
         )
     derived = [i for i in wanted if not (marked and i in turns)]
@@ -223,7 +225,7 @@ def turn_spans(
     for left, right in pairwise(spans):
         if left.end > right.start:
             raise UsageError(
-                "turns overlap in the rendered text.", where=named(tokenizer), fix=REMEDY
+                "turns overlap in the rendered text.", where=template_name(tokenizer), fix=REMEDY
             )
     return text, tuple(spans)
 
@@ -255,11 +257,11 @@ def _render(
     except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         roles = ", ".join(str(message.get("role")) for message in messages)
         what = f"the template does not render these messages ({roles}): {error}."
-        raise UsageError(what, where=where or named(tokenizer)) from None
+        raise UsageError(what, where=where or template_name(tokenizer)) from None
     return texts[0], [(int(start), int(end)) for found in spans for start, end in found]
 
 
-def attempt(function: Any, *arguments: Any, **options: Any) -> str | None:
+def try_render(function: Any, *arguments: Any, **options: Any) -> str | None:
     """The text, or None where the template refuses."""
     try:
         return function(*arguments, **options)
@@ -277,12 +279,12 @@ def _locate(tokenizer: Any, messages: Messages, text: str, index: int, tools: To
     is_last = index == len(messages) - 1
     head = None
     if message["role"] == "assistant":
-        head = attempt(opened, tokenizer, messages[:index], tools=tools)
-    whole = text if is_last else attempt(render, tokenizer, messages[: index + 1], tools=tools)
+        head = try_render(text_before_turn, tokenizer, messages[:index], tools=tools)
+    whole = text if is_last else try_render(render, tokenizer, messages[: index + 1], tools=tools)
     start = len(head) if head is not None and text.startswith(head) else None
     end = len(whole) if whole is not None and text.startswith(whole) else None
     if start is None or end is None:
-        frame = around(tokenizer, messages, index, tools=tools)
+        frame = text_around_turn(tokenizer, messages, index, tools=tools)
         start = _start(frame, text) if start is None else start
         # shorter than its own header: it is shown in a later turn
         if end is None or (start is not None and end < start):
@@ -295,7 +297,7 @@ def _locate(tokenizer: Any, messages: Messages, text: str, index: int, tools: To
         fix = REMEDY
         if not is_last:
             fix = "Train on the last turn alone with --train_on last. Or m" + REMEDY[1:]
-        raise UsageError(what, where=named(tokenizer), fix=fix)
+        raise UsageError(what, where=template_name(tokenizer), fix=fix)
     length = _without_tail(text[start:end], message.get("content"))
     return Span(message["role"], start, start + length)
 
@@ -316,18 +318,18 @@ def _end(
     """The end of a turn and of what closes it, found from the end of the whole conversation."""
     if frame is None or not text.endswith(frame[1]):
         return None
-    last = around(tokenizer, messages[: index + 1], index, tools=tools)
+    last = text_around_turn(tokenizer, messages[: index + 1], index, tools=tools)
     if last is None and messages[index]["role"] == "assistant":
         return None
     closing = last[1].rstrip() if last is not None else ""
     if not frame[1].startswith(closing):
-        closing = shared(tokenizer, frame[1], closing)
+        closing = shared_closing(tokenizer, frame[1], closing)
         if not closing:
             return None
     return len(text) - len(frame[1]) + len(closing)
 
 
-def shared(tokenizer: Any, here: str, there: str) -> str:
+def shared_closing(tokenizer: Any, here: str, there: str) -> str:
     """What two closings begin with, up to the last added token in it.
 
     They can differ because some templates end the last turn with an EOS besides.

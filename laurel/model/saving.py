@@ -52,10 +52,10 @@ def origin_of(name: str) -> Origin:
         return Origin("", getattr(model.config, "dtype", None))
     base = base_of(name) if is_adapter(name) else name
     folder = Path(base)
-    return Origin(str(folder.resolve()) if folder.exists() else base, stored(base))
+    return Origin(str(folder.resolve()) if folder.exists() else base, stored_dtype(base))
 
 
-def stored(name: str) -> torch.dtype | None:
+def stored_dtype(name: str) -> torch.dtype | None:
     """The precision that most bytes of a model's files have, None where it is not known.
 
     Of a hub name it is what its configuration names.
@@ -179,7 +179,7 @@ def adapters_gap(
     def from_file(name: str, own: Tensor) -> Tensor:
         return read[name].to(own)
 
-    with replaced(saved.tensors, from_file):
+    with temporarily_replaced(saved.tensors, from_file):
         gap = largest(ours - logits())
     if gap == 0:
         return 0.0, 0.0
@@ -192,8 +192,8 @@ def adapters_gap(
         sign = 2.0 * coin.to(own.device) - 1
         return own * (1 + sign * eps)
 
-    with replaced(saved.tensors, perturbed):
-        return gap, allowed(ours, logits(), eps)
+    with temporarily_replaced(saved.tensors, perturbed):
+        return gap, allowed_gap(ours, logits(), eps)
 
 
 def adapter_tensors(file: Path) -> dict[str, Tensor]:
@@ -205,7 +205,7 @@ def adapter_tensors(file: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def replaced(
+def temporarily_replaced(
     tensors: Mapping[str, Tensor], other: Callable[[str, Tensor], Tensor]
 ) -> Generator[None]:
     """Other numbers in these tensors for a while; their own are back afterwards, bit by bit."""
@@ -255,10 +255,10 @@ def model_gap(
     if gap == 0:
         return 0.0, 0.0
     eps = max(torch.finfo(again.dtype).eps, torch.finfo(live).eps)
-    return gap, allowed(theirs[counts], their_logits(eps)[counts], eps)
+    return gap, allowed_gap(theirs[counts], their_logits(eps)[counts], eps)
 
 
-def allowed(logits: Tensor, perturbed: Tensor, eps: float) -> float:
+def allowed_gap(logits: Tensor, perturbed: Tensor, eps: float) -> float:
     """The gap that rounding explains: ROUNDINGS times what one rounding does.
 
     One rounding of the weights, or of the largest logit: with few weights, random signs may leave

@@ -18,8 +18,8 @@ from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import write_atomic
 from laurel.core.sample import Batch, Outputs
 from laurel.core.tensors import forked_rng, row_norms
-from laurel.fast.logprob import WORST, slack, wide
-from laurel.fast.packed import hidden_states, packs
+from laurel.fast.logprob import WORST, rounding_tolerance, wide
+from laurel.fast.packed import can_encode, hidden_states
 from laurel.model.adapters import with_lora
 from laurel.model.card import CARD, Card, read_card
 from laurel.model.chat import encode_supervised, ensure_template
@@ -34,7 +34,7 @@ from laurel.model.classifier import (
 )
 from laurel.model.ends import ends_of
 from laurel.model.folders import check_folder, is_adapter
-from laurel.model.narrow import hold, reading, weight_dtype_of
+from laurel.model.narrow import autocast_for, cast_weights, weight_dtype_of
 from laurel.model.objects import config_of
 from laurel.model.policy import (
     Policy,
@@ -131,7 +131,7 @@ class Scorer:
         """Are only real tokens computed, and shared prompts once? Then micro-batches may be counted
         so.
         """
-        return packs(getattr(self.model, self.model.base_model_prefix))
+        return can_encode(getattr(self.model, self.model.base_model_prefix))
 
     def hidden(
         self,
@@ -258,7 +258,7 @@ class Scorer:
         stays whole. Scores do not change.
         """
         prefix, kept = self.model.base_model_prefix, weight_dtype_of(self.model)
-        adapters = hold(with_lora(getattr(self.model, prefix), config, task=None), kept)
+        adapters = cast_weights(with_lora(getattr(self.model, prefix), config, task=None), kept)
         setattr(self.model, prefix, adapters.to(self.device).eval())
         if self.language is not None:
             self.language.causal.get_output_embeddings().requires_grad_(False)
@@ -355,7 +355,7 @@ class Scorer:
         was = self.model.training
         self.model.eval()
         plain = Scorer(self.model, self.tokenizer)  # whatever training computes in
-        with reading(self.model):
+        with autocast_for(self.model):
             ours = plain.head(plain.hidden(ids_NL, attention_NL))
         self.model.train(was)
         ours = (ours[torch.arange(2), last_N][:, None] if self.num_labels == 1 else ours).to(
@@ -372,7 +372,7 @@ class Scorer:
         ours, inputs, real = self.probe_scores()
         was = self.model.training
         self.model.eval()
-        with reading(self.model):
+        with autocast_for(self.model):
             theirs = self.model(**inputs).logits.to(torch.float64)
         self.model.train(was)
         if ours.shape != theirs.shape:
@@ -383,7 +383,9 @@ class Scorer:
         largest_hidden = float(row_norms(hidden.double()).max())
         largest_row = float(row_norms(head.weight.double()).max())
         size = largest_hidden * largest_row
-        return largest((ours - theirs)[real]) <= WORST * slack(weight_dtype_of(self.model), size)
+        return largest((ours - theirs)[real]) <= WORST * rounding_tolerance(
+            weight_dtype_of(self.model), size
+        )
 
 
 def load_scorer(

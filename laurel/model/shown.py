@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 
 from laurel.core.errors import UsageError
 from laurel.core.json_values import is_object
-from laurel.model.render import Messages, Tools, attempt, named, opened, render, template_of
+from laurel.model.render import (
+    Messages,
+    Tools,
+    render,
+    template_name,
+    template_of,
+    text_before_turn,
+    try_render,
+)
 from laurel.model.turns import CALL, TEXT, THOUGHT, replace_texts, spoken
 
 MARK = re.compile(r"laurelmark\d+x")
@@ -39,7 +47,7 @@ class Written(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def written(
+def messages_for_template(
     tokenizer: Any,
     messages: Messages,
     *,
@@ -59,8 +67,8 @@ def written(
     conversation = [spoken(message) for message in messages]
     # of the first form that the template renders at all
     problem: UsageError | None = None
-    for number, form in enumerate(forms(conversation)):
-        if attempt(render, tokenizer, form, tools=tools) is None:
+    for number, form in enumerate(conversation_forms(conversation)):
+        if try_render(render, tokenizer, form, tools=tools) is None:
             continue
         found = losses(tokenizer, conversation, number, targets, tools, tools_needed)
         if not found.refused and found.opening is None:
@@ -78,13 +86,13 @@ def left_out(tokenizer: Any, refused: Sequence[str]) -> UsageError:
     """The error that names what the template leaves out."""
     call = "Call the role `system`, or g" if any("(developer)" in what for what in refused) else "G"
     what = f"the template leaves out {', '.join(dict.fromkeys(refused))}."
-    return UsageError(what, where=named(tokenizer), fix=call + REMEDY[1:])
+    return UsageError(what, where=template_name(tokenizer), fix=call + REMEDY[1:])
 
 
 Conversation = list[dict[str, Any]]
 
 
-def forms(conversation: Conversation) -> list[Conversation]:
+def conversation_forms(conversation: Conversation) -> list[Conversation]:
     """The conversation in the forms that templates ask for.
 
     Arguments of calls are objects or text; content next to a call is "" or None.
@@ -144,17 +152,21 @@ def losses(
     tools_needed: bool,
 ) -> Losses:
     """What the template leaves out of a form of the conversation, by its number in `forms`."""
-    form = forms(conversation)[number]
+    form = conversation_forms(conversation)[number]
     text = render(tokenizer, form, tools=tools)
-    pieces, marked = exchanged(conversation)
+    pieces, marked = with_marks(conversation)
     hidden, openings = in_marks(
-        tokenizer, template_of(tokenizer), _key(forms(marked)[number]), _key(tools), tuple(targets)
+        tokenizer,
+        template_of(tokenizer),
+        _key(conversation_forms(marked)[number]),
+        _key(tools),
+        tuple(targets),
     )
     users = [i for i, message in enumerate(conversation) if message["role"] == "user"]
     question = max(users, default=-1)
     missing = [piece for piece in pieces if piece.mark in hidden or not stands_in(piece.text, text)]
     refused, allowed = sorted_losses(missing, conversation, targets, question)
-    if tools and text == attempt(render, tokenizer, form):
+    if tools and text == try_render(render, tokenizer, form):
         (refused if tools_needed else allowed).append("`tools`")
     problem = two_openings(tokenizer, *openings[0], question) if openings else None
     return Losses(refused, tuple(dict.fromkeys(allowed)), problem)
@@ -190,10 +202,10 @@ def two_openings(tokenizer: Any, turn: int, opening: str, question: int) -> Usag
         f"the template begins turn {turn + 1} with {opening!r} where it is sampled, and not where"
         " it is trained on."
     )
-    return UsageError(what, where=named(tokenizer), fix=last + ALIKE[1:])
+    return UsageError(what, where=template_name(tokenizer), fix=last + ALIKE[1:])
 
 
-def exchanged(conversation: Sequence[dict[str, Any]]) -> tuple[list[Piece], Conversation]:
+def with_marks(conversation: Sequence[dict[str, Any]]) -> tuple[list[Piece], Conversation]:
     """Every text of the conversation, and the conversation with a mark in the place of each."""
     pieces = list[Piece]()
     marked = Conversation()
@@ -201,7 +213,7 @@ def exchanged(conversation: Sequence[dict[str, Any]]) -> tuple[list[Piece], Conv
     def mark_for(kind: str, text: str) -> str:
         mark = f"laurelmark{len(pieces)}x"
         pieces.append(Piece(len(marked), kind, text, mark))
-        before, after = edges(text)
+        before, after = outer_whitespace(text)
         return before + mark + after
 
     for message in conversation:
@@ -209,7 +221,7 @@ def exchanged(conversation: Sequence[dict[str, Any]]) -> tuple[list[Piece], Conv
     return pieces, marked
 
 
-def edges(text: str) -> tuple[str, str]:
+def outer_whitespace(text: str) -> tuple[str, str]:
     """White space around a text, and a tag at its very beginning and end.
 
     They may decide how a template treats the text, so they stay around a mark.
@@ -234,7 +246,7 @@ def in_marks(
     """
     messages: Conversation = json.loads(messages_json)
     tools: Tools = json.loads(tools_json)
-    text = attempt(render, tokenizer, messages, tools=tools)
+    text = try_render(render, tokenizer, messages, tools=tools)
     if text is None:
         return frozenset(), ()
     owner = {mark: i for i, message in enumerate(messages) for mark in MARK.findall(_key(message))}
@@ -269,8 +281,8 @@ def opening_of(tokenizer: Any, messages: Messages, tools: Tools) -> str:
     """The header of the assistant's turn behind these messages, "" where it is not found."""
     if not messages:
         return ""
-    base = attempt(render, tokenizer, messages, tools=tools)
-    prompt = attempt(opened, tokenizer, messages, tools=tools)
+    base = try_render(render, tokenizer, messages, tools=tools)
+    prompt = try_render(text_before_turn, tokenizer, messages, tools=tools)
     if base is None or prompt is None or not prompt.startswith(base):
         return ""
     return prompt[len(base) :]

@@ -158,7 +158,7 @@ def replace_leaves(value: Any, replace: Callable[[str], str], *, numbers: bool =
     return replace("") if numbers and value is not None else value
 
 
-def flag(message: Mapping[str, Any], turn: int) -> bool | None:
+def trained_flag(message: Mapping[str, Any], turn: int) -> bool | None:
     """Is the turn trained on, by its own flags? None where it has none.
 
     `weight` is OpenAI's name, `train` and `training` axolotl's, `train_on_turn`, `trainable` and

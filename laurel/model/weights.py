@@ -17,7 +17,7 @@ from torch import nn
 from laurel.core.errors import UsageError
 from laurel.core.json_values import is_list
 from laurel.core.tensors import ints
-from laurel.model.narrow import hold
+from laurel.model.narrow import cast_weights
 
 LOADING = threading.RLock()
 """Held while weights are loaded.
@@ -71,7 +71,7 @@ def load_model(
     check_finite(model.state_dict(), name)
     let_padding_learn(model)
     note_untied_head(model)
-    return hold(model, dtype)
+    return cast_weights(model, dtype)
 
 
 @contextmanager
@@ -174,23 +174,25 @@ def check_names(
         are = "are" if len(lost) > 1 else "is"
         what = (
             f"{len(lost)} of the model's {len(every)} tensors {are} not in its files and would be"
-            f" random, such as {few(lost)}."
+            f" random, such as {first_three(lost)}."
         )
     else:
         tensors = "tensors" if len(wrong) > 1 else "a tensor"
         what = (
             f"the files hold {tensors} that the model of config.json has no place for ({len(wrong)}"
-            f" in all), such as {few(wrong)}."
+            f" in all), such as {first_three(wrong)}."
         )
-    raise UsageError(what, where=f"model={name}", fix=cause(model, lost, over, every))
+    raise UsageError(what, where=f"model={name}", fix=mismatch_cause(model, lost, over, every))
 
 
-def few(names: Sequence[str]) -> str:
+def first_three(names: Sequence[str]) -> str:
     """The first three."""
     return ", ".join(names[:3])
 
 
-def cause(model: Any, lost: Sequence[str], over: Sequence[str], every: Sequence[str]) -> str:
+def mismatch_cause(
+    model: Any, lost: Sequence[str], over: Sequence[str], every: Sequence[str]
+) -> str:
     """Why names do not match, and what to do; of several causes the one that explains most.
 
     lost: the model's tensors that the files lack; over: those of the files that the model lacks;

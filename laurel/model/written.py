@@ -68,7 +68,7 @@ def pieces_of(module: nn.Module, prefix: str = "") -> dict[str, Piece]:
     if hasattr(wrapper, "token_adapter"):
         wrapper = wrapper.token_adapter
     if hasattr(wrapper, "get_base_layer"):
-        return adapted(wrapper, prefix)
+        return adapted_tensors(wrapper, prefix)
     found = own_tensors(wrapper, prefix)
     for name, child in wrapper.named_children():
         found |= pieces_of(child, f"{prefix}{name}.")
@@ -94,7 +94,7 @@ def unchanged(tensor: Tensor) -> Piece:
     return Piece(tuple(tensor.shape), tensor.dtype, rows, same)
 
 
-def adapted(layer: Any, prefix: str) -> dict[str, Piece]:
+def adapted_tensors(layer: Any, prefix: str) -> dict[str, Piece]:
     """The tensors of a module under adapters: as peft merges them, large plain ones by rows."""
     found = dict[str, Piece]()
     for name, piece in pieces_of(layer.get_base_layer(), prefix).items():
@@ -211,7 +211,7 @@ def write_model(
         pieces.pop(name, None)
     pieces = first_names(pieces)
     write_configs(model, folder, dtype, pieces)
-    write_pieces(reverted(model, pieces), folder, dtype)
+    write_pieces(original_layout(model, pieces), folder, dtype)
 
 
 def first_names(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
@@ -256,7 +256,7 @@ def as_in_files(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return library.revert_weight_conversion(model, dict(tensors))
 
 
-def reverted(model: Any, pieces: dict[str, Piece]) -> dict[str, Piece]:
+def original_layout(model: Any, pieces: dict[str, Piece]) -> dict[str, Piece]:
     """The pieces as the files of such models name and divide them, converted a layer at a time.
 
     transformers fuses experts, say.
@@ -295,7 +295,7 @@ def converted(
         def rows(start: int, stop: int) -> Tensor:
             if group not in last:
                 last.clear()
-                tensors = {one: whole(pieces[one]) for one in groups[group]}
+                tensors = {one: whole_tensor(pieces[one]) for one in groups[group]}
                 last[group] = as_in_files(model, tensors)
             tensor = last[group][name]
             return tensor[start:stop] if tensor.ndim else tensor
@@ -310,7 +310,7 @@ def converted(
     return found
 
 
-def whole(piece: Piece) -> Tensor:
+def whole_tensor(piece: Piece) -> Tensor:
     """A piece as one tensor."""
     chunks = list(piece.chunks())
     return torch.cat(chunks) if piece.shape else chunks[0]

@@ -71,7 +71,7 @@ def imitation(
     ]
 
 
-def balanced(demonstration_N: Tensor, batch: Batch) -> Demonstrations:
+def balanced_demonstrations(demonstration_N: Tensor, batch: Batch) -> Demonstrations:
     """Demonstrations and samples, weighted so that both count the same in every group.
 
         n / (2 n_kind),    n rows in the group, n_kind of the row's own kind

@@ -38,7 +38,7 @@ def expected(objective: Objective) -> Objective:
         flip_P = flip_chance(batch).to(hard_P.dtype)
         if not bool((flip_P > 0).any()):
             return hard_P
-        turned_P = objective(x_NT, turned(batch), **options)
+        turned_P = objective(x_NT, swap_pairs(batch), **options)
         return torch.where(flip_P > 0, (1 - flip_P) * hard_P + flip_P * turned_P, hard_P)
 
     return values
@@ -63,7 +63,7 @@ def grade(batch: Batch) -> Tensor:
     return required(batch.comparison).grade_N
 
 
-def compared(batch: Batch) -> Tensor:
+def is_compared(batch: Batch) -> Tensor:
     """Whether the row takes part in a comparison and has a trained token: [N] bool."""
     return required(batch.comparison).compared_N & batch.loss_mask_NT.any(1)
 
@@ -75,7 +75,7 @@ def reliability(batch: Batch) -> Tensor:
     """
     count, group_N = group_places(batch)
     weight_N = required(batch.comparison).weight_N
-    weight_N = torch.where(compared(batch), weight_N, torch.inf)
+    weight_N = torch.where(is_compared(batch), weight_N, torch.inf)
     most_P = torch.full((count,), torch.inf, dtype=weight_N.dtype, device=weight_N.device)
     # the smallest of the rows of each group, by their group's place among all groups
     least_P = most_P.scatter_reduce(0, group_N, weight_N, "amin")
@@ -98,7 +98,7 @@ def flip_chance(batch: Batch) -> Tensor:
     return torch.where((chosen_P == 1) & (rejected_P == 1), by_group(flip_N, batch), 0.0)
 
 
-def turned(batch: Batch) -> Batch:
+def swap_pairs(batch: Batch) -> Batch:
     """Every pair the other way round: the rejected row becomes the chosen one.
 
     The margin changes its sign.

@@ -236,7 +236,7 @@ def clip_fractions(
     - `clip_ratio/region`: either of them.
     """
     ratio_NT = log_ratio(logp_NT.detach(), batch).exp()
-    return outside(ratio_NT, batch, epsilon, epsilon_high)
+    return clip_shares(ratio_NT, batch, epsilon, epsilon_high)
 
 
 def sequence_clip_fractions(
@@ -248,7 +248,7 @@ def sequence_clip_fractions(
 ) -> dict[str, Pair]:
     """`clip_fractions` of `sequence_ratio`: the share of trained tokens in clipped rows."""
     ratio_NT = sequence_log_ratio(logp_NT.detach(), batch).exp()
-    return outside(ratio_NT, batch, epsilon, epsilon_high)
+    return clip_shares(ratio_NT, batch, epsilon, epsilon_high)
 
 
 def cap_fractions(logp_NT: Tensor, batch: Batch, *, epsilon_high: float) -> dict[str, Pair]:
@@ -261,7 +261,7 @@ def cap_fractions(logp_NT: Tensor, batch: Batch, *, epsilon_high: float) -> dict
     return {"clip_ratio/high": masked_sum(capped_NT, batch.loss_mask_NT)}
 
 
-def outside(
+def clip_shares(
     ratio_NT: Tensor,
     batch: Batch,
     epsilon: float,

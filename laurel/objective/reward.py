@@ -24,7 +24,7 @@ from torch.nn.functional import softplus
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch
-from laurel.objective.label import compared, expected, grade, reliability
+from laurel.objective.label import expected, grade, is_compared, reliability
 from laurel.objective.unit import (
     Pair,
     by_group,
@@ -83,7 +83,7 @@ def bradley_terry(
     Eisenstein et al. 2023, arXiv:2312.09244.
     """
     r_N, w_P = last_score(score_NT, batch), reliability(batch).to(score_NT.dtype)
-    sign_N = torch.where(compared(batch), grade(batch), 0.0).sign().to(score_NT.dtype)
+    sign_N = torch.where(is_compared(batch), grade(batch), 0.0).sign().to(score_NT.dtype)
     won_P = by_group((sign_N > 0).to(r_N.dtype), batch)
     lost_P = by_group((sign_N < 0).to(r_N.dtype), batch)
     if bool(((won_P > 1) | (lost_P > 1)).any()):
@@ -278,7 +278,7 @@ def better(batch: Batch) -> Tensor:
 
     False for ties, and where either row is not compared or has no trained token.
     """
-    g_N, on_N = grade(batch), compared(batch)
+    g_N, on_N = grade(batch), is_compared(batch)
     ours_NN = (batch.group_N[:, None] == batch.group_N) & on_N[:, None] & on_N
     return ours_NN & (g_N[:, None] > g_N)
 

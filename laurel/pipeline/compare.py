@@ -17,7 +17,7 @@ from laurel.core.errors import UsageError
 from laurel.core.files import write_atomic
 from laurel.core.sample import Group
 from laurel.data.source import Row
-from laurel.eval.evaluate import divergence, scored
+from laurel.eval.evaluate import divergence, sample_and_score
 from laurel.measure.best_of_n import best_of_n, best_of_n_bound
 from laurel.measure.curves import commonest_text, fall_from_peak
 from laurel.measure.intervals import Interval, bootstrap_mean, paired_difference
@@ -53,7 +53,7 @@ def compare(
     policies = {name: load_policy(TrainConfig(model=str(path))) for name, path in models.items()}
     count = plan.compare.num_generations
     answers = {
-        name: scored(
+        name: sample_and_score(
             policy, rows, judges, config, count=count, temperature=config.temperature, watch=watch
         )
         for name, policy in policies.items()

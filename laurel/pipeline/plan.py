@@ -13,7 +13,7 @@ from laurel.core.config import TrainConfig, build_config
 from laurel.core.errors import UsageError, nearest
 from laurel.core.files import read_yaml
 from laurel.core.load import resolve_paths
-from laurel.core.options import check_options, option, translated
+from laurel.core.options import check_options, option, translate_names
 from laurel.core.trl import Request
 
 OURS = (
@@ -166,7 +166,7 @@ def check_plan(values: dict[str, Any], where: str) -> Plan:
         given, place = train_options(name, section), f"{where}, {name}"
         algorithm = str(section.get("algorithm", {"policy": "ppo"}.get(name, name)))
         request = Request(algorithm, where=place)
-        there = translated(given, TrainConfig, request)
+        there = translate_names(given, TrainConfig, request)
         for taken in sorted(set(there) & set(OURS)):
             raise UsageError(
                 f"`{taken}` is filled in by the pipeline.",

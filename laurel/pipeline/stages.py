@@ -15,7 +15,7 @@ from laurel.core.files import atomic_file, read_lines, write_atomic
 from laurel.core.load import load_file
 from laurel.core.result import Failed, Score, as_result
 from laurel.core.sample import Draw, Group, Key, Message, Sample, sample_seed
-from laurel.data.formats import needs
+from laurel.data.formats import rows_fit_for
 from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
 from laurel.model.policy import load_policy
@@ -233,7 +233,7 @@ def ask_judge(
 def split_prompts(folder: Path, plan: Plan) -> list[str]:
     """`train.jsonl` and `held.jsonl`: prompts to train on, and prompts for the comparison."""
     rows, held_out = split_rows(
-        needs(load_rows(plan.dataset, seed=plan.seed, size=plan.dataset_size), "rl"),
+        rows_fit_for(load_rows(plan.dataset, seed=plan.seed, size=plan.dataset_size), "rl"),
         plan.eval_size,
         plan.seed,
     )

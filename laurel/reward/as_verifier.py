@@ -37,12 +37,12 @@ def as_verifier(name: str, columns: Collection[str]) -> Verifier:
         )
 
     def verify(answer: str, row: Mapping[str, Any]) -> Result:
-        return judged(reward, answer, row)
+        return judge_one(reward, answer, row)
 
     return verify
 
 
-def judged(reward: Reward, answer: str, row: Mapping[str, Any]) -> Result:
+def judge_one(reward: Reward, answer: str, row: Mapping[str, Any]) -> Result:
     """One answer to one row, judged as training would: alone in its step."""
     sample = Sample(
         key=Key("check", "", "0", 0, 0),

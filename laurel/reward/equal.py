@@ -23,13 +23,13 @@ def equivalent(payload: tuple[str, tuple[str, ...]]) -> str:
         if (
             not parsed
             or not verify(truth, parsed, timeout_seconds=0)
-            or not honest(truth[0], parsed[0], "%" in gold + candidate)
+            or not holds_exactly(truth[0], parsed[0], "%" in gold + candidate)
         ):
             return f"{candidate:.60} is not {gold:.60}"
     return ""
 
 
-def honest(truth: Any, answer: Any, percent: bool) -> bool:
+def holds_exactly(truth: Any, answer: Any, percent: bool) -> bool:
     """Does a yes hold? Numbers are looked at with 60 digits: to six decimals, 1/2004! is 1/2006!,
     and 0.0000005 is 0.
     """
@@ -37,7 +37,10 @@ def honest(truth: Any, answer: Any, percent: bool) -> bool:
 
     left, right = value(truth), value(answer)
     if left is None or right is None:
-        return kind(truth) == kind(answer) or not {kind(truth), kind(answer)} & {
+        return is_equation(truth) == is_equation(answer) or not {
+            is_equation(truth),
+            is_equation(answer),
+        } & {
             "Unequality",
             "inequality",
         }
@@ -63,7 +66,7 @@ def value(expression: Any) -> Any:
     return expression
 
 
-def kind(expression: Any) -> str:
+def is_equation(expression: Any) -> str:
     """An inequality is no equation."""
     name = type(expression).__name__
     return "inequality" if "Than" in name else name

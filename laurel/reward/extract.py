@@ -10,7 +10,7 @@ from typing import Any
 
 from laurel.data import final_answer
 from laurel.data.non_answers import without_question
-from laurel.data.numbers import Quantity, read, same
+from laurel.data.numbers import Quantity, read, same_quantity
 from laurel.data.strip_thinking import visible_answer
 
 
@@ -76,7 +76,7 @@ def final_quantity(text: str) -> tuple[Quantity | None, str]:
     ]
     if found[0] is None:
         return None, "no single final number"
-    if any(other is None or not same(other, found[0]) for other in found):
+    if any(other is None or not same_quantity(other, found[0]) for other in found):
         return None, "different boxed answers"
     return found[0], ""
 

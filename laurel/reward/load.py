@@ -123,7 +123,7 @@ def _function_of(name: str) -> tuple[Callable[..., Any], str]:
     )
 
 
-def distinct(rewards: Sequence[Reward]) -> tuple[Reward, ...]:
+def distinct_names(rewards: Sequence[Reward]) -> tuple[Reward, ...]:
     """The same rewards under names that differ: the second `f` becomes `f_2`, the third `f_3`."""
     taken = {reward.name for reward in rewards}
     used: set[str] = set()

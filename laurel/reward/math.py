@@ -12,12 +12,12 @@ from laurel.core.result import Failed, Result, Score
 from laurel.core.workers import Workers
 from laurel.data.final_answer import boxed, unboxed_answer
 from laurel.data.non_answers import undecided
-from laurel.data.numbers import TOLERANCE, Quantity, ends_in_equation, read, same
+from laurel.data.numbers import TOLERANCE, Quantity, ends_in_equation, read, same_quantity
 from laurel.data.plain_text import to_plain_text
 from laurel.reward.equal import equivalent
 from laurel.reward.extract import column, own_words, shown
 from laurel.reward.latex import as_latex, bare_word, without_words
-from laurel.reward.text import letters
+from laurel.reward.text import answer_letters
 
 LONGEST = 100_000
 LONGEST_EXPRESSION = 1_000
@@ -74,8 +74,8 @@ def math(answer: str, row: Mapping[str, Any]) -> Result:
         return Score(0.0, f"{len(boxes)} different boxed answers")
     if not boxes:
         place = unboxed_answer(text)
-        return one(gold, place, formula=False)
-    results = [one(gold, box, formula=True) for box in boxes]
+        return compare_place(gold, place, formula=False)
+    results = [compare_place(gold, box, formula=True) for box in boxes]
     wrong = next(
         (result for result in results if not isinstance(result, Score) or result.value == 0), None
     )
@@ -84,20 +84,20 @@ def math(answer: str, row: Mapping[str, Any]) -> Result:
     return compare(gold, ", ".join(boxes)) if is_list(gold) else wrong
 
 
-def one(gold: str, place: str, *, formula: bool) -> Result:
+def compare_place(gold: str, place: str, *, formula: bool) -> Result:
     """One place where an answer stands against the gold.
 
     formula: the place is mathematics alone, no sentence.
     """
     place = place[-10 * LONGEST_EXPRESSION :] if not formula else place
     if not formula and SEGMENT.search(place):
-        if hedged(place):
+        if is_hedged(place):
             return Score(0.0, f"several answers, not {gold:.60}")
         place, formula = last_formula(place), True
     formula = formula or bool(BARE.fullmatch(place.strip()))
     answer = place if formula else last_formula(place)
     if word := bare_word(gold):
-        if bare_word(answer) == word or (len(word) == 1 and letters(place) == {word}):
+        if bare_word(answer) == word or (len(word) == 1 and answer_letters(place) == {word}):
             return Score(1.0, "the same word")
         return Score(0.0, f"{answer!r:.60} is not {gold!r:.60}")
     truth = read(gold, formula=True).quantity if is_number(gold) else None
@@ -122,7 +122,7 @@ def _no_number(answer: str, gold: str) -> str:
     return ""
 
 
-def hedged(place: str) -> bool:
+def is_hedged(place: str) -> bool:
     """Does a number stand beside the last formula of a sentence, with nothing but "or" or a comma
     between?
     """
@@ -136,7 +136,7 @@ def hedged(place: str) -> bool:
 
 def number(found: Quantity, truth: Quantity, gold: str) -> Result:
     """Two numbers."""
-    if same(found, truth, TOLERANCE):
+    if same_quantity(found, truth, TOLERANCE):
         return Score(1.0, "equal")
     return Score(0.0, f"{shown(found.value)}, not {gold:.60}")
 

@@ -18,7 +18,7 @@ from typing import Any
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.result import ENVIRONMENT, Abstain, Failed, Result, Score, as_result
 from laurel.core.sample import Group, Key
-from laurel.reward.load import Reward, distinct, load_reward, load_verifier
+from laurel.reward.load import Reward, distinct_names, load_reward, load_verifier
 from laurel.reward.verifiers import NEEDS, VERIFIERS
 
 TIMEOUT = 60.0
@@ -179,7 +179,7 @@ def _by_name(
             fix="Name one, or leave the option out to use the rows' `task`.",
         )
     columns = {name for row, _ in table for name in row} - {"prompt"} if table else None
-    rewards = distinct([load_reward(name, columns) for name in names])
+    rewards = distinct_names([load_reward(name, columns) for name in names])
     for source, reward in zip(names, rewards, strict=True):
         if isinstance(source, str):
             _check_columns(source, table)

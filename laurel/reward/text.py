@@ -8,7 +8,7 @@ from typing import Any
 
 from laurel.core.result import Failed, Result, Score
 from laurel.data.final_answer import BEHIND, boxed
-from laurel.data.numbers import TOLERANCE, same
+from laurel.data.numbers import TOLERANCE, same_quantity
 from laurel.data.strip_thinking import visible_answer
 from laurel.reward.extract import column, final_quantity, gold_quantity, own_words, shown
 
@@ -52,7 +52,7 @@ def numeric(answer: str, row: Mapping[str, Any]) -> Result:
     found, trouble = final_quantity(own_words(answer, row))
     if found is None:
         return Score(0.0, trouble)
-    right = same(found, gold, TOLERANCE)
+    right = same_quantity(found, gold, TOLERANCE)
     return (
         Score(1.0, f"equals {shown(gold.value)}")
         if right
@@ -69,12 +69,12 @@ def choice(answer: str, row: Mapping[str, Any]) -> Result:
     as "(B)", "B." or "B) Paris"; the only single capital letter of the text (the words "A" and "I"
     aside).
     """
-    gold = letters(column(row) or "")
+    gold = answer_letters(column(row) or "")
     if len(gold) != 1:
         return Failed("the row's `answer` is not one letter from A to J")
     if len(answer) > LONGEST:
         return Score(0.0, f"longer than {LONGEST} characters")
-    found = letters(own_words(answer, row))
+    found = answer_letters(own_words(answer, row))
     if len(found) != 1:
         return Score(
             0.0, "no letter" if not found else f"several letters: {' '.join(sorted(found))}"
@@ -82,7 +82,7 @@ def choice(answer: str, row: Mapping[str, Any]) -> Result:
     return Score(1.0, "equal") if found == gold else Score(0.0, f"{min(found)}, not {min(gold)}")
 
 
-def letters(text: str) -> set[str]:
+def answer_letters(text: str) -> set[str]:
     """The letters that a text settles on: none, one, or several where it does not."""
     boxes = boxed(text)
     if boxes:

@@ -68,7 +68,7 @@ class _Episode:
         """
         try:
             reply = (
-                ask(self.env.step, self.turns[-1]["content"], self.key)
+                ask_env(self.env.step, self.turns[-1]["content"], self.key)
                 if self.env is not None
                 else None
             )
@@ -144,7 +144,7 @@ def named_env(name: str, where: str) -> tuple[Any, str, list[str]]:
     return getattr(module, attribute, None), attribute, known
 
 
-def ask(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Message] | None:
+def ask_env(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Message] | None:
     """What an environment's reset or step answers, copied.
 
     Anything but messages or None is an error that names the prompt.
@@ -155,7 +155,7 @@ def ask(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Message] 
     if reply != [] and not is_messages(reply):
         raise EnvError(
             f"returned {reply!r:.80}, not a list of messages with role and content.",
-            where=place(method, key),
+            where=error_place(method, key),
         )
     return [Message(**message) for message in reply]
 
@@ -166,11 +166,11 @@ def call(function: Callable[..., Any], *arguments: Any, key: Key) -> Any:
         return function(*arguments)
     except (Exception, SystemExit) as error:
         raise EnvError(
-            f"raised {type(error).__name__}: {error}.", where=place(function, key)
+            f"raised {type(error).__name__}: {error}.", where=error_place(function, key)
         ) from error
 
 
-def place(function: Callable[..., Any], key: Key) -> str:
+def error_place(function: Callable[..., Any], key: Key) -> str:
     """How errors of an environment call the episode, and what of the environment was running."""
     name = getattr(function, "__name__", type(function).__name__)
     return f"{key.source} (prompt {key.prompt}, sample {key.sample}), environment, {name}"
@@ -182,7 +182,7 @@ def begin(tokenizer: Any, row: Row, draw: Draw, g: int, make_env: Callable[[], E
     env, opening, broken = None, list[Message](), ""
     try:
         env = call(make_env, key=key)
-        opening = ask(env.reset, row.columns, key) or []
+        opening = ask_env(env.reset, row.columns, key) or []
     except EnvError as error:
         env, broken = None, str(error)
     if isinstance(prompt, str):
@@ -211,10 +211,10 @@ def play(
     environments). If one fails again, the group has failed: its samples end as `error`, and their
     result is `Failed` with what was raised.
     """
-    groups, broken = once(generator, rows, draw, make_env, max_turns)
+    groups, broken = play_once(generator, rows, draw, make_env, max_turns)
     if not broken:
         return groups
-    again, still = once(generator, [rows[i] for i in broken], draw, make_env, max_turns)
+    again, still = play_once(generator, [rows[i] for i in broken], draw, make_env, max_turns)
     for n, i in enumerate(broken):
         groups[i] = failed(again[n], still[n]) if n in still else again[n]
     return groups
@@ -226,7 +226,7 @@ def failed(group: Group, reason: str) -> Group:
     return replace(group, samples=samples, results={ENVIRONMENT: (Failed(reason),) * len(samples)})
 
 
-def once(
+def play_once(
     generator: Generator,
     rows: Sequence[Row],
     draw: Draw,

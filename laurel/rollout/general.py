@@ -11,7 +11,7 @@ from torch import Tensor
 from laurel.core.sample import Completion, Finish
 from laurel.core.tensors import float_rows, int_rows, ints
 from laurel.fast.autograd import from_numpy
-from laurel.fast.decode import chunks, draw, holding, uniforms
+from laurel.fast.decode import chunks, draw, rows_with_stop, uniforms
 from laurel.fast.logprob import wide
 from laurel.model.policy import Policy
 
@@ -158,7 +158,7 @@ class _Rows:
     def stopped(self, stop: tuple[str, ...], t: int) -> Tensor:
         """Rows whose text now holds a stop string."""
         drawn = int_rows(self.out_ids[self.alive, : t + 1])
-        return self.alive[holding(stop, self.policy.tokenizer, drawn)]
+        return self.alive[rows_with_stop(stop, self.policy.tokenizer, drawn)]
 
     def leave(self, ids: Tensor) -> Tensor:
         """Take closed rows out of the batch, and return the ids of those that stay.

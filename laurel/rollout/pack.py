@@ -24,7 +24,7 @@ def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
     long = max(len(sample.completion_ids) for sample in samples)
     logp_old_NT = padded([sample.logps for sample in samples], long)
     loss_mask_NT = padded([sample.loss_mask for sample in samples], long, torch.bool)
-    counted_N = torch.tensor(counted(groups, mask_truncated))
+    counted_N = torch.tensor(is_trained_on(groups, mask_truncated))
     which = [g for g, group in enumerate(groups) for _ in group.samples]
     return Batch(
         **tokens,
@@ -54,7 +54,7 @@ def token_columns(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def counted(groups: Sequence[Group], mask_truncated: bool) -> list[bool]:
+def is_trained_on(groups: Sequence[Group], mask_truncated: bool) -> list[bool]:
     """Is each sample trained on: judged by a reward, and with `mask_truncated` not cut off?"""
     found: list[bool] = []
     for group in groups:

@@ -16,7 +16,7 @@ from laurel.core.errors import UsageError
 from laurel.core.protocols import Generator
 from laurel.core.sample import Completion, Draw, Group, Key, Message, Sample
 from laurel.data.source import Row
-from laurel.fast.decode import Compact, Decoder, compact_because, compact_of, listened
+from laurel.fast.decode import Compact, Decoder, compact_because, compact_of, has_hooks
 from laurel.fast.inflight import sample_static
 from laurel.fast.static import How, Static, static_because, static_of
 from laurel.model.chat import encode_prompt
@@ -51,7 +51,7 @@ def decoder_of(policy: Policy) -> Compact | Static | None:
     """The decoder that samples a policy, with its weights now; None: the general path does."""
     found = compact_of(policy) if policy.device.type == "cpu" else None
     found = static_of(policy) if found is None else found
-    if not isinstance(found, Compact) and policy.packs and not listened(policy):
+    if not isinstance(found, Compact) and policy.packs and not has_hooks(policy):
         warn_slow_sampler(policy)
     return found
 

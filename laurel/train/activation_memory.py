@@ -18,7 +18,15 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch, Group, Key, Sample
 from laurel.fast import kernels
-from laurel.fast.packed import EVEN, Layout, arrange, bare, encode, hidden_states, packs
+from laurel.fast.packed import (
+    EVEN,
+    Layout,
+    arrange,
+    can_encode,
+    encode,
+    hidden_states,
+    without_peft,
+)
 from laurel.rollout.pack import pack
 
 PROBES = (32, 64)
@@ -38,12 +46,12 @@ def activations(
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     loud, logger.disabled = logger.disabled, True
     try:
-        return imagined(body, batch, autocast, weights)
+        return activation_bytes(body, batch, autocast, weights)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         if isinstance(weights[0], FakeTensor):
             what = (
                 "what its layers keep cannot be told from its configuration"
-                f" ({type(error).__name__} in {type(bare(body)).__name__})."
+                f" ({type(error).__name__} in {type(without_peft(body)).__name__})."
             )
             raise UsageError(
                 what, where="model", fix="`laurel train` measures it before its first step."
@@ -52,10 +60,10 @@ def activations(
         logger.disabled = loud
     few, many = (measured(body, count, autocast, weights) for count in PROBES)
     each = (many - few) / (PROBES[1] - PROBES[0])
-    return int(few + each * (computed(batch, packed=packs(body)) - PROBES[0]))
+    return int(few + each * (computed(batch, packed=can_encode(body)) - PROBES[0]))
 
 
-def copies(body: Any, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
+def weight_copies(body: Any, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
     """The part of `activations` that does not depend on tokens.
 
     These are copies of weights that autocast makes for products, which wait for their gradients.
@@ -91,7 +99,7 @@ def measured(body: Any, count: int, autocast: Callable[[], Any], weights: Sequen
         )
 
 
-def imagined(
+def activation_bytes(
     body: Any, batch: Batch, autocast: Callable[[], Any], weights: Sequence[Tensor]
 ) -> int:
     """Bytes that one forward pass of a body over a batch keeps, by shapes alone.
@@ -104,18 +112,18 @@ def imagined(
     mode = next((w.fake_mode for w in every if hasattr(w, "fake_mode")), None) or FakeTensorMode(
         allow_non_fake_inputs=True
     )
-    layers = again(body)
+    layers = recomputed_layers(body)
     for layer in layers:
         layer.gradient_checkpointing = False
     layout = (
         arrange(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N)
-        if packs(body)
+        if can_encode(body)
         else None
     )
     # what the pass will have in the weights' place
     shapes = [w if hasattr(w, "fake_mode") else mode.from_tensor(w) for w in weights]
     try:
-        with torch.enable_grad(), mode, autocast(), kernels.skipped():
+        with torch.enable_grad(), mode, autocast(), kernels.skip_calls():
             whole = kept_by(
                 lambda: forward(body, layout or batch.ids_NL, mode), [*weights, *shapes]
             )
@@ -128,11 +136,15 @@ def imagined(
     return whole // len(layers) + len(layers) * tokens * width * 4
 
 
-def again(body: Any) -> list[Any]:
+def recomputed_layers(body: Any) -> list[Any]:
     """The layers of a body that laurel's own pass computes twice."""
     return (
-        [layer for layer in bare(body).layers if getattr(layer, "gradient_checkpointing", False)]
-        if packs(body)
+        [
+            layer
+            for layer in without_peft(body).layers
+            if getattr(layer, "gradient_checkpointing", False)
+        ]
+        if can_encode(body)
         else []
     )
 
@@ -154,22 +166,25 @@ def computed(batch: Batch, *, packed: bool) -> int:
 
 def forward(body: Any, real: Layout | Tensor, mode: Any) -> Tensor:
     """The pass that training takes, over imagined ids: packed ones, or rows as they are."""
-    layout = alike(real, mode, next(body.parameters()).device)
+    layout = map_tensors(real, mode, next(body.parameters()).device)
     if isinstance(layout, Tensor):
         return body(input_ids=layout, use_cache=False).last_hidden_state
-    return torch.nn.functional.embedding(layout.place_NL, encode(bare(body), layout))
+    return torch.nn.functional.embedding(layout.place_NL, encode(without_peft(body), layout))
 
 
-def alike(value: Any, mode: Any, place: torch.device) -> Any:
+def map_tensors(value: Any, mode: Any, place: torch.device) -> Any:
     """The same, with an imagined tensor in the place of each: of a tensor, a tuple, a dataclass."""
     if isinstance(value, Tensor):
         return mode.from_tensor(value).to(place)
     if isinstance(value, tuple):
-        return tuple(alike(one, mode, place) for one in cast("tuple[Any, ...]", value))
+        return tuple(map_tensors(one, mode, place) for one in cast("tuple[Any, ...]", value))
     if is_dataclass(value) and not isinstance(value, type):
         return replace(
             value,
-            **{one.name: alike(getattr(value, one.name), mode, place) for one in fields(value)},
+            **{
+                one.name: map_tensors(getattr(value, one.name), mode, place)
+                for one in fields(value)
+            },
         )
     return value
 

@@ -17,7 +17,7 @@ from laurel.core.sample import NOT_SAMPLED, Batch, Finish, Group, Key, Message, 
 from laurel.core.tensors import floats
 from laurel.data.source import Row
 from laurel.model.chat import encode_supervised
-from laurel.objective.discriminator import balanced, imitation
+from laurel.objective.discriminator import balanced_demonstrations, imitation
 from laurel.rollout.data import as_sample
 from laurel.rollout.pack import pack
 from laurel.rollout.source import POLICY
@@ -78,7 +78,7 @@ def demonstration(session: Session, group: Group) -> Sample:
     trained = len(shown.loss_mask) - shown.loss_mask[::-1].index(True)
     ids = shown.completion_ids[:trained]
     stop, limit = session.config.stop or (), session.config.max_completion_length or 0
-    end, finish = ending(tokenizer, ids, stop, limit)
+    end, finish = completion_end(tokenizer, ids, stop, limit)
     text = tokenizer.decode(list(ids[: end - (finish == "eos")]), skip_special_tokens=True)
     return replace(
         shown,
@@ -93,7 +93,7 @@ def demonstration(session: Session, group: Group) -> Sample:
     )
 
 
-def ending(
+def completion_end(
     tokenizer: Any, ids: Sequence[int], stop: Sequence[str], limit: int
 ) -> tuple[int, Finish]:
     """Where the sampler would have ended these ids, and why.
@@ -123,7 +123,7 @@ def appended(group: Group, shown: Sample) -> Group:
 def side_targets(session: Session, batch: Batch, groups: Sequence[Group]) -> Batch:
     """The batch with which rows are demonstrations, and how much each counts."""
     demonstration_N = torch.tensor([key.version == NOT_SAMPLED for key in batch.keys])
-    return batch.replace(demonstrations=balanced(demonstration_N, batch))
+    return batch.replace(demonstrations=balanced_demonstrations(demonstration_N, batch))
 
 
 ADVERSARIAL = POLICY.without(

@@ -10,7 +10,7 @@ from typing import Any
 from laurel.core.algorithms import ABOUT
 from laurel.objective import policy, preference, reward
 from laurel.objective.discriminator import discriminate, discriminator_metrics
-from laurel.objective.implicit import implicit_metrics, implicit_q
+from laurel.objective.ilql import implicit_metrics, implicit_q
 from laurel.objective.policy import clip, detached_ratio, likelihood, sequence_ratio
 from laurel.objective.value import value_loss
 from laurel.rollout.source import (

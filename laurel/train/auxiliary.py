@@ -10,7 +10,7 @@ from typing import Any
 from laurel.core.config import TrainConfig
 from laurel.model.critic import Critic, own_critic, shared_critic
 from laurel.model.discriminator import Discriminator, make_discriminator
-from laurel.model.implicit import Heads, new_heads
+from laurel.model.ilql import Heads, new_heads
 from laurel.model.policy import Policy
 from laurel.model.scorer import load_scorer
 from laurel.reward.learned import PREFIX, parse

@@ -148,7 +148,7 @@ def is_best(session: Session, state: State, means: Mapping[str, float]) -> bool:
     return True
 
 
-def exhausted(config: TrainConfig, state: State) -> bool:
+def out_of_patience(config: TrainConfig, state: State) -> bool:
     """Have the evaluations gone without improvement for as long as the run is to wait?"""
     return (
         config.early_stopping_patience is not None
@@ -164,9 +164,9 @@ def reached_goal(config: TrainConfig, means: Mapping[str, float]) -> bool:
     return config.stop_at is not None and bool(found) and min(found) >= config.stop_at
 
 
-def ends(session: Session, state: State) -> list[str]:
+def end_lines(session: Session, state: State) -> list[str]:
     """Lines at the end of a run: why it ended early, and which checkpoint is best (`keep_best`)."""
-    early = [no_better(session.config, state)] if exhausted(session.config, state) else []
+    early = [no_better(session.config, state)] if out_of_patience(session.config, state) else []
     kept = keep_best(session, state)
     return [*early, kept] if kept else early
 

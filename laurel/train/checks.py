@@ -55,7 +55,7 @@ def before(session: Session, step: int, progress: Progress) -> None:
 def first_samples(session: Session) -> list[Group]:
     """Samples of a few prompts, as a step would draw them."""
     config = session.config
-    prompts, each = tried(config)
+    prompts, each = probe_sizes(config)
     draw = Draw.of(config, "check", 0, num_generations=each)
     few = session.rows[:prompts]
     if session.make_env is None:
@@ -84,7 +84,7 @@ def check_start(session: Session, batch: Batch, step: int, progress: Progress) -
             where="start-up check",
             fix="Dropout in the model code, or an architecture that treats padding differently?",
         )
-    if lost := silenced(session, logp_NT, batch):
+    if lost := clipped_by_rounding(session, logp_NT, batch):
         progress.say(lost)
     if session.reference is not None and session.config.reference == "start" and step == 0:
         apart = float((session.reference.logp(batch) - logp_NT)[batch.loss_mask_NT].abs().max())
@@ -95,7 +95,7 @@ def check_start(session: Session, batch: Batch, step: int, progress: Progress) -
             )
 
 
-def tried(config: TrainConfig) -> tuple[int, int]:
+def probe_sizes(config: TrainConfig) -> tuple[int, int]:
     """Prompts, and samples of each, that the start is checked with.
 
     8 and 4, or fewer, so that they cost little compared to a step: at most a tenth of a step's
@@ -107,7 +107,7 @@ def tried(config: TrainConfig) -> tuple[int, int]:
     return max(1, samples // SAMPLES), min(SAMPLES, samples)
 
 
-def silenced(session: Session, logp_NT: Tensor, batch: Batch) -> str:
+def clipped_by_rounding(session: Session, logp_NT: Tensor, batch: Batch) -> str:
     """A warning where rounding alone takes a ratio of 1 beyond the bounds of clipping; else ""."""
     measure = session.bound.measure
     if measure is None or session.bound.measure_reads != ("logp_NT",):

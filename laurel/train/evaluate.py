@@ -12,7 +12,7 @@ from laurel.core.errors import LaurelError, UsageError
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Draw, Group
 from laurel.data.source import Row
-from laurel.eval.evaluate import answered
+from laurel.eval.evaluate import sample_answers
 from laurel.eval.heldout import Subject, answer_metrics, data_metrics, longest_answer, parts_of
 from laurel.eval.verdict import judge
 from laurel.model.scorer import Card
@@ -101,7 +101,7 @@ def greedy_answers(session: Session, rows: Sequence[Row], step: int) -> list[Gro
     if not length:  # the same on all processes
         length = longest_answer(session.policy.tokenizer, session.eval_rows, config)
     draw = Draw("eval", step, config.seed, 1, length, 0.0, tuple(config.stop or ()))
-    groups = answered(session.policy, rows, draw, session.make_env, config.max_turns)
+    groups = sample_answers(session.policy, rows, draw, session.make_env, config.max_turns)
     return mixture.score(groups, refuse=False)
 
 

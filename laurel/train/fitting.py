@@ -17,7 +17,7 @@ from laurel.data.source import Row
 from laurel.model.chat import Supervised, encode_prompt
 from laurel.model.policy import positions_of, shorter
 from laurel.model.rows import encodings
-from laurel.model.shown import written
+from laurel.model.shown import messages_for_template
 from laurel.model.turns import as_tools
 from laurel.model.weights import check_ids
 from laurel.rollout.source import Source
@@ -69,7 +69,7 @@ class Tally:
         ]
 
 
-def bounded(config: TrainConfig, source: Source, *models: Any) -> TrainConfig:
+def with_position_limits(config: TrainConfig, source: Source, *models: Any) -> TrainConfig:
     """The configuration with the limits that the models' positions allow.
 
     Rows of data are limited by max_length, prompts to sample from by max_prompt_length.
@@ -119,7 +119,7 @@ def fitting(
         if fits:
             kept.append(row)
     if tally.unfit:
-        raise refusal(tally, where)
+        raise unfit_rows_error(tally, where)
     if not kept and tally.out:
         why, fix = "; or ".join(tally.out), " ".join(dict.fromkeys(tally.remedies.values()))
         raise UsageError(
@@ -146,7 +146,7 @@ def with_bar(rows: Sequence[Row]) -> Iterable[Row]:
     return track(rows, "tokenizing rows", console=console, transient=True, disable=not shown)
 
 
-def refusal(tally: Tally, where: str) -> UsageError:
+def unfit_rows_error(tally: Tally, where: str) -> UsageError:
     """The error that names the rows which cannot be trained on as they are, the first of them."""
     count = len(tally.unfit)
     if count == 1:
@@ -179,7 +179,9 @@ def prompt_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> boo
             fix = "Lower max_completion_length, or take a model with more positions."
         return tally.leave_out(why, fix)
     if not isinstance(prompt, str):
-        tally.hidden.update(set(written(policy.tokenizer, prompt, tools=tools).left_out))
+        tally.hidden.update(
+            set(messages_for_template(policy.tokenizer, prompt, tools=tools).left_out)
+        )
     return True
 
 
@@ -191,7 +193,7 @@ def row_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
     cut, within, longer = (
         any(one.cut for one in encoded),
         f" within max_length={config.max_length}",
-        raising(policy, config),
+        raise_limit_advice(policy, config),
     )
     if not all(any(one.mask[1:]) for one in encoded):
         if cut:
@@ -213,7 +215,7 @@ def row_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
     return True
 
 
-def raising(policy: Any, config: TrainConfig) -> str:
+def raise_limit_advice(policy: Any, config: TrainConfig) -> str:
     """Advice for rows that are too long: raise the limit, where the model has more positions."""
     positions = positions_of(getattr(policy, "causal", policy.model).config)
     if positions is None:
@@ -232,7 +234,7 @@ def equal_in_rank(row: Row, encoded: Sequence[Supervised]) -> bool:
     )
 
 
-def weighed(rows: list[Row]) -> tuple[list[Row], list[str]]:
+def with_mean_weight_1(rows: list[Row]) -> tuple[list[Row], list[str]]:
     """The rows with weights of mean 1, so that equal weights change nothing; and a note.
 
     Rows of weight 0 are left out, which the note says.

@@ -14,7 +14,7 @@ from laurel.core.errors import UsageError
 from laurel.core.sample import Draw, Group
 from laurel.data.formats import is_messages
 from laurel.data.source import Row
-from laurel.eval.evaluate import Evaluation, answered, figures_at
+from laurel.eval.evaluate import Evaluation, figures_at, sample_answers
 from laurel.eval.evaluate import evaluate as evaluate_policy
 from laurel.eval.load import load_policies, load_prompts
 from laurel.eval.scorer import evaluate_scorer
@@ -130,4 +130,4 @@ def rows_of(prompts: Sequence[Any]) -> list[Row]:
 def sample_rows(policy: Policy, rows: Sequence[Row], config: EvalConfig) -> list[Group]:
     """The groups of a configuration's samples of these rows."""
     make_env = load_env(config.env) if config.env else None
-    return answered(policy, rows, Draw.of(config, "sample", 0), make_env, config.max_turns)
+    return sample_answers(policy, rows, Draw.of(config, "sample", 0), make_env, config.max_turns)

@@ -57,7 +57,7 @@ from laurel.train.record import (
 )
 from laurel.train.reference import with_reference
 from laurel.train.rewards import adjust_rewards
-from laurel.train.saving import rescued, save
+from laurel.train.saving import save, save_and_wrap
 from laurel.train.session import Observers, Session, State, learning_rate, phase
 from laurel.train.setup import prepare, versions
 from laurel.train.values import critic_values
@@ -98,7 +98,9 @@ def carry_on(session: Session, state: State, quiet: bool) -> None:
         if parallel.rank() == 0:
             session.run.note(versions())
             session.run.connect(state.step)
-        while state.step < session.config.max_steps and not best.exhausted(session.config, state):
+        while state.step < session.config.max_steps and not best.out_of_patience(
+            session.config, state
+        ):
             if one_step(session, state, progress):
                 break
             signal = max(parallel.gather(stop.asked))
@@ -107,7 +109,7 @@ def carry_on(session: Session, state: State, quiet: bool) -> None:
                 what = f"stopped at step {state.step}: everything is saved."
                 raise Interrupted(what, fix="Continue with --resume true.", by=signal)
         save(session, state)
-        for line in [*session.end_notes, *best.ends(session, state)]:
+        for line in [*session.end_notes, *best.end_lines(session, state)]:
             progress.say(line)
         if parallel.rank() == 0:
             save_result(session, progress)
@@ -123,11 +125,11 @@ def one_step(session: Session, state: State, progress: Progress) -> bool:
     try:
         step(session, state, sums)
     except Exception as error:
-        raise rescued(session, before, sums, error) from error
+        raise save_and_wrap(session, before, sums, error) from error
     try:
         return finish_step(session, state, sums, progress)
     except CallbackFailed as error:
-        raise rescued(session, state, Sums(), error) from error.__cause__
+        raise save_and_wrap(session, state, Sums(), error) from error.__cause__
 
 
 def save_result(session: Session, progress: Progress) -> None:
@@ -300,9 +302,9 @@ def with_weights(
         return with_advantages(session, batch, chosen, kl_coef, reward_PG, truncated_PG)
     if credit == "token":
         reward_NT = token_rewards(batch, reward_PG, kl_coef)
-        weight_NT = parallel.jointly(chosen, reward_NT, batch.loss_mask_NT)
+        weight_NT = parallel.over_all_ranks(chosen, reward_NT, batch.loss_mask_NT)
     else:
-        weight_PG = parallel.jointly(chosen, sample_rewards(batch, reward_PG, kl_coef))
+        weight_PG = parallel.over_all_ranks(chosen, sample_rewards(batch, reward_PG, kl_coef))
         if session.by_comparison:
             return batch.replace(comparison=sampled_comparisons(weight_PG))
         weight_NT = weight_PG.reshape(-1, 1).expand_as(batch.weight_NT)
@@ -341,7 +343,7 @@ def with_advantages(
         reward_PG, *ends = bootstrapped(*flat)
     reward_NT = token_rewards(batch, reward_PG, kl_coef)
     advantage_NT, return_NT = advantages(reward_NT, value_NT.double(), mask_NT, *ends)
-    weight_NT = parallel.jointly(whiten, advantage_NT, mask_NT)
+    weight_NT = parallel.over_all_ranks(whiten, advantage_NT, mask_NT)
     return batch.replace(
         values=Values(value_NT, return_NT.to(value_NT.dtype)),
         weight_NT=weight_NT.to(batch.weight_NT.dtype).contiguous(),
@@ -374,7 +376,7 @@ def update(session: Session, state: State, batch: Batch, sums: Sums) -> None:
     config = session.config
     session.policy.model.train(not config.disable_dropout)
     learning = with_signal(session, batch)
-    counts = [parallel.everywhere(term.unit(batch).count) for term in session.terms]
+    counts = [parallel.sum_over_ranks(term.unit(batch).count) for term in session.terms]
     plan = Update(counts, learning, *measured_rows(session, batch, learning, state.step))
     ptx = bool(session.pretraining) and state.step > (config.critic_warmup_steps or 0)
     idle = not ptx and not any(parallel.gather(len(learning)))
@@ -542,7 +544,7 @@ def finish_step(session: Session, state: State, sums: Sums, progress: Progress) 
         sums.add("beta", state.beta, 1)
     means = merged(parallel.gather(sums)).means()
     better = evaluated and best.is_best(session, state, means)
-    done = evaluated and (best.reached_goal(config, means) or best.exhausted(config, state))
+    done = evaluated and (best.reached_goal(config, means) or best.out_of_patience(config, state))
     alarms = log_step(session, state.step, means, progress, done)
     if session.observers.callbacks:
         done = callbacks.call_callbacks(session, state.step, means, evaluated) or done

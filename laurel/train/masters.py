@@ -18,7 +18,7 @@ AT_ONCE = 1 << 24
 Make = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
-def joined(weight: Tensor, rest: Tensor) -> Tensor:
+def join_float32(weight: Tensor, rest: Tensor) -> Tensor:
     """The float32 master of a bfloat16 weight and its rest (int16).
 
     The weight's bits above, the rest added below.
@@ -28,7 +28,7 @@ def joined(weight: Tensor, rest: Tensor) -> Tensor:
     )
 
 
-def parted(master: Tensor) -> tuple[Tensor, Tensor]:
+def split_float32(master: Tensor) -> tuple[Tensor, Tensor]:
     """A float32 number as the nearest bfloat16 and the rest: `joined` gives it back, bit by bit."""
     bits = master.view(torch.int32)
     upper = (bits + 0x8000).bitwise_right_shift_(16)
@@ -123,12 +123,12 @@ class Part:
             piece = slice(at * AT_ONCE, (at + 1) * AT_ONCE)
             stand_in = inner.param_groups[0]["params"][0]
             stand_in.data, stand_in.grad = (
-                joined(weight[piece], self.rest[piece]),
+                join_float32(weight[piece], self.rest[piece]),
                 grad[piece].float(),
             )
             inner.param_groups[0].update(settings(self.group))
             inner.step()
-            weight[piece], self.rest[piece] = parted(stand_in.data)
+            weight[piece], self.rest[piece] = split_float32(stand_in.data)
             stand_in.data, stand_in.grad = stand_in.data.new_empty(0), None
 
 

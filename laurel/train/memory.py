@@ -12,9 +12,9 @@ import torch
 from laurel.core.errors import UsageError
 from laurel.core.metrics import resident_bytes
 from laurel.core.sample import Batch, Group, Key, Sample
-from laurel.fast.decode import obstacle, rounded
+from laurel.fast.decode import round_up_16, why_not_compact
 from laurel.fast.inflight import memory_of
-from laurel.fast.kernels import elsewhere
+from laurel.fast.kernels import off_cpu
 from laurel.fast.logprob import TILE, TILE_ON_GPU
 from laurel.fast.room import device_memory
 from laurel.fast.static import static_obstacle
@@ -23,7 +23,7 @@ from laurel.model.narrow import weight_dtype_of
 from laurel.model.turns import as_tools
 from laurel.rollout.pack import pack
 from laurel.train import masters, parallel
-from laurel.train.activation_memory import activations, computed, copies, in_training
+from laurel.train.activation_memory import activations, computed, in_training, weight_copies
 from laurel.train.optimizer import state_bytes
 from laurel.train.session import Session
 
@@ -83,7 +83,7 @@ class Foreseen:
         return self.of(self.fullest)
 
 
-def foreseen(
+def forecast_bytes(
     policy: Any, reference: Any, companion: Any, config: Any, row: Any, work: Work, kind: str
 ) -> Foreseen:
     """The bytes that a run takes on a device, of models that may be without memory.
@@ -108,7 +108,7 @@ def foreseen(
     if config.optim.startswith("paged") and kind == "cuda":
         parts["moments"] = 0  # they leave a GPU that is full
     parts |= backward(policy, companion, config, row, work, kind)
-    parts["a tensor at a time"] = stepping(trained)
+    parts["a tensor at a time"] = master_copy_bytes(trained)
     parts["what is saved"] = weights
     return Foreseen(there, parts, phases | phases_of(work.several, (*OPTIMISER, *always)))
 
@@ -139,7 +139,7 @@ def bytes_of(tensors: Iterable[Any]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def stepping(trained: dict[str, Any]) -> int:
+def master_copy_bytes(trained: dict[str, Any]) -> int:
     """Bytes of the float32 copies that masters are put together in.
 
     These are the master, the gradient, and integers on the way.
@@ -187,12 +187,12 @@ def activation_bytes(
     bodies = [body_of(model) for model in bodies]
     weights = [*policy.model.parameters(), *(companion.model.parameters() if companion else ())]
     # a GPU that is not here computes otherwise
-    there = nullcontext() if kind == "cpu" else elsewhere()
+    there = nullcontext() if kind == "cpu" else off_cpu()
     with in_training(policy.model, not config.disable_dropout), there:
         kept = sum(activations(body, work.micro, policy.autocast, weights) for body in bodies)
         if policy.dtype == weight_dtype_of(policy.model):
             return kept, 0
-        return kept, sum(copies(body, policy.autocast, weights) for body in bodies)
+        return kept, sum(weight_copies(body, policy.autocast, weights) for body in bodies)
 
 
 def head_bytes(policy: Any, head: Any, micro: Batch, kind: str) -> dict[str, int]:
@@ -235,8 +235,8 @@ def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
     a_token = 2 * config.num_hidden_layers * heads * width * item
     prompts = min(max(AT_ONCE // work.each, 1), work.prompts)
     rows, vocabulary = prompts * work.each, policy.causal.get_input_embeddings().weight.shape[0]
-    if kind == "cpu" and policy.packs and not obstacle(policy):
-        tokens = prompts * rounded(work.prompt) + rows * rounded(work.completion)
+    if kind == "cpu" and policy.packs and not why_not_compact(policy):
+        tokens = prompts * round_up_16(work.prompt) + rows * round_up_16(work.completion)
         return {
             "keys and values": a_token * tokens,
             "sampler's weights": fused_weights(policy),
@@ -337,7 +337,7 @@ def memory(session: Session) -> str:
 
     The error says which options need less.
     """
-    found = foreseen(
+    found = forecast_bytes(
         session.policy,
         session.reference,
         session.companion,

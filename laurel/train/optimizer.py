@@ -65,11 +65,11 @@ def make_optimizer(
         )
     used = [g for g in groups if g["params"]]
     every = [p for g in used for p in g["params"]]
-    make = maker(config, fused=all(p.device.type in ("cpu", "cuda") for p in every))
+    make = optimizer_class(config, fused=all(p.device.type in ("cpu", "cuda") for p in every))
     return Masters(used, make) if any(p.dtype == NARROW for p in every) else make(used)
 
 
-def maker(config: TrainConfig, fused: bool) -> Make:
+def optimizer_class(config: TrainConfig, fused: bool) -> Make:
     """What makes the optimiser of float32 parameters that `config.optim` names."""
     if config.optim == "adamw_torch":
         return lambda groups: torch.optim.AdamW(groups, lr=config.learning_rate or 0.0, fused=fused)

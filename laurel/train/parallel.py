@@ -38,7 +38,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def everywhere(count: Tensor) -> Tensor:
+def sum_over_ranks(count: Tensor) -> Tensor:
     """The sum over all ranks of a scalar; itself alone."""
     if world_size() > 1:
         count = count.clone()
@@ -55,7 +55,7 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def jointly(function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+def over_all_ranks(function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
     """function(*columns) of the rows of all ranks together; returns this rank's rows of the result.
 
     Statistics over a batch (means, standard deviations) are those of the whole batch. Last axes

@@ -42,7 +42,7 @@ def mix_in(session: Session, rows: Sequence[Row], step: int, sums: Sums) -> None
     )
     batch = pack(groups).to(session.policy.device)
     batch = batch.replace(weight_NT=torch.ones_like(batch.weight_NT))
-    total = parallel.everywhere(token_mean(batch).count)
+    total = parallel.sum_over_ranks(token_mean(batch).count)
     for micro in batch.split(config.token_budget, packed=session.packs):
         logp_NT = session.policy.logp(micro).logp
         loss: Any = reduce_loss(likelihood(logp_NT, micro), token_mean(micro), total)

@@ -11,7 +11,7 @@ from torch import nn
 from laurel.core.files import write_atomic
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch
-from laurel.train.roofline import bound
+from laurel.train.roofline import bound_seconds
 from laurel.train.session import Session
 
 PHASES = ("sample", "score", "weigh", "forward", "backward", "optimiser", "other")
@@ -21,13 +21,13 @@ def count_learning(session: Session, batch: Batch) -> None:
     """The policy, and what is trained beside it, learn from a batch in this step."""
     if session.clock.device is None:  # nobody watches
         return
-    session.clock.passed(whole(session.policy), batch, learns=True)
+    session.clock.passed(whole_model(session.policy), batch, learns=True)
     if session.companion is not None:
         own = dict(session.companion.model.named_children())
         session.clock.passed(own.get("body", session.companion.model), batch, learns=True)
 
 
-def whole(policy: Any) -> nn.Module:
+def whole_model(policy: Any) -> nn.Module:
     """The model of a policy or a scorer, heads and adapters included."""
     return policy.causal if hasattr(policy, "causal") else policy.model
 
@@ -44,7 +44,9 @@ def record_profile(session: Session, phases: dict[str, float], sums: Sums, step:
     padding, computed = sums.sums.get("padding_share", (0.0, 0.0))
     numbers = {
         "steps": 1.0,
-        "bound": bound(clock.work, session.policy.dtype, session.policy.device, clock.rates),
+        "bound": bound_seconds(
+            clock.work, session.policy.dtype, session.policy.device, clock.rates
+        ),
         "operations": clock.work.operations,
         "sampled": sums.totals.get("tokens", 0.0),
         "trained": computed - padding,

@@ -26,7 +26,7 @@ from laurel.objective.value import value_metrics
 from laurel.reward.mixture import metrics as mixture_metrics
 from laurel.rollout.pack import reward_matrix
 from laurel.train import parallel
-from laurel.train.profile import record_profile, whole
+from laurel.train.profile import record_profile, whole_model
 from laurel.train.relabel import RELABELLED
 from laurel.train.session import Session
 from laurel.weight.group import informative
@@ -50,7 +50,7 @@ def reward_metrics(session: Session, groups: Sequence[Group], sums: Sums) -> Non
     reward_PG = reward_matrix(groups)
     present = ~reward_PG.isnan()
     if session.clock.device is not None:
-        session.clock.drew(whole(session.policy), session.policy.dtype, groups)
+        session.clock.drew(whole_model(session.policy), session.policy.dtype, groups)
     sums.add("reward", float(reward_PG.nansum()), int(present.sum()))
     sums.add("failed_fraction", int((~present).sum()), present.numel())
     if reward_PG.shape[1] > 1:

@@ -32,12 +32,12 @@ def with_reference(session: Session, batch: Batch, *, of_step: bool = False) -> 
             logp_ref_NT[n, : len(logp_T)] = logp_T
     missing = [n for n, logp_T in enumerate(known) if logp_T is None]
     if missing:
-        logp = computed(session, batch.rows(missing))
+        logp = compute_reference(session, batch.rows(missing))
         logp_ref_NT[missing, : logp.shape[1]] = logp
     return batch.replace(logp_ref_NT=logp_ref_NT)
 
 
-def computed(session: Session, batch: Batch) -> Tensor:
+def compute_reference(session: Session, batch: Batch) -> Tensor:
     """log ref of every row, trained on or not, in micro-batches, joined by key: [N, T]."""
     assert session.reference is not None
     rows = {key: n for n, key in enumerate(batch.keys)}
@@ -86,7 +86,7 @@ def computed_blocks(session: Session, cache: ReferenceCache, batch: Batch) -> di
     for block in cache.missing_blocks(batch):
         together = [session.rows[i] for i in cache.blocks[block]]
         whole = pack(read(session.policy, together, run="", step=0, **cut))
-        logp_NT = computed(session, whole)
+        logp_NT = compute_reference(session, whole)
         lengths = ints(whole.length_N)
         for n, digest_ in enumerate(row_digests(whole)):
             found[digest_] = logp_NT[n, : lengths[n]].clone()

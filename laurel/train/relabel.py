@@ -69,7 +69,7 @@ def hindsight(
     nothing (None), or whose new prompt is longer than max_prompt_length, has reward None: it is
     left out of the loss and of its count.
     """
-    prompts = achieved(load_relabel(session.config.relabel), groups)
+    prompts = achieved_goals(load_relabel(session.config.relabel), groups)
     return [
         relabelled(session, group, wanted, sums)
         for group, wanted in zip(groups, prompts, strict=True)
@@ -98,7 +98,7 @@ def relabelled(session: Session, group: Group, prompts: Sequence[Any], sums: Sum
     return replace(group, row=row, samples=samples, rewards=rewards)
 
 
-def achieved(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
+def achieved_goals(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
     """What the function says of every sample of every group.
 
     An answer of another length, or that is no prompt, is an error.

@@ -159,7 +159,7 @@ def pairs(first: int, last: int, body: Body) -> float:
     return found
 
 
-def passed(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
+def count_pass(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
     """Count a pass over a batch: real tokens only, a prompt once for all rows of its group.
 
     Heads are computed where a token is trained on. In the backward pass, attention has twice as
@@ -188,7 +188,7 @@ def passed(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
         )
 
 
-def drawn(
+def count_sampling(
     work: Work, body: Body, itemsize: int, prompts: Sequence[int], lengths: Sequence[Sequence[int]]
 ) -> None:
     """Count the sampling of completions of these lengths, of each prompt some.
@@ -231,7 +231,7 @@ Rates = dict[Product | int, float]
 
 
 @torch.no_grad()
-def bound(work: Work, dtype: torch.dtype, device: torch.device, rates: Rates) -> float:
+def bound_seconds(work: Work, dtype: torch.dtype, device: torch.device, rates: Rates) -> float:
     """Seconds of the work at the rates of this machine.
 
     Rates that `rates` lacks are measured now, and added to it.
@@ -267,9 +267,9 @@ def product_rate(
             * rows
             * inner
             * columns
-            / usual(lambda turn: torch.bmm(left, right.mT, out=into), device, budget)
+            / median_seconds(lambda turn: torch.bmm(left, right.mT, out=into), device, budget)
         )
-    one = usual(
+    one = median_seconds(
         lambda turn: torch.mm(left[0], right[turn % count].t(), out=into[0]), device, budget
     )
     return 2.0 * rows * inner * columns / one
@@ -278,10 +278,10 @@ def product_rate(
 def read_rate(there: int, device: torch.device, budget: float = 0.02) -> float:
     """Bytes per second when so many are read again and again."""
     numbers = torch.ones(max(1, there // 4), device=device)
-    return 4.0 * len(numbers) / usual(lambda turn: numbers.sum(), device, budget)
+    return 4.0 * len(numbers) / median_seconds(lambda turn: numbers.sum(), device, budget)
 
 
-def usual(call: Callable[[int], Tensor], device: torch.device, budget: float) -> float:
+def median_seconds(call: Callable[[int], Tensor], device: torch.device, budget: float) -> float:
     """Seconds of one call: the median of as many as fit into the budget, at least three.
 
     A GPU is waited for after sixteen.

@@ -29,7 +29,7 @@ def save(session: Session, state: State, *, notify: bool = True) -> None:
         )
 
 
-def rescued(session: Session, before: State, sums: Sums, error: Exception) -> Exception:
+def save_and_wrap(session: Session, before: State, sums: Sums, error: Exception) -> Exception:
     """The error that ends a run in the middle of a step, with what is saved of the steps before.
 
     They are saved if no optimiser has moved the weights in this step yet: else there is no whole

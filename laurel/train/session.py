@@ -30,7 +30,7 @@ from laurel.model.policy import Reference
 from laurel.reward.mixture import Mixture
 from laurel.rollout.data import partners
 from laurel.train.reference_cache import ReferenceCache
-from laurel.train.roofline import Rates, Work, body_of, drawn, passed
+from laurel.train.roofline import Rates, Work, body_of, count_pass, count_sampling
 from laurel.train.row import Algorithm, Credit
 
 Options = ParamSpec("Options")
@@ -170,14 +170,14 @@ class Clock:
     def passed(self, model: nn.Module, batch: Batch, *, learns: bool) -> None:
         """A model reads a batch in this step, and learns from it or not."""
         if self.device is not None:
-            passed(self.work, body_of(model), batch, learns=learns)
+            count_pass(self.work, body_of(model), batch, learns=learns)
 
     def drew(self, model: nn.Module, dtype: torch.dtype, groups: Sequence[Group]) -> None:
         """A model said the completions of these groups in this step."""
         if self.device is not None and groups:
             prompts = [len(group.samples[0].prompt_ids) for group in groups]
             lengths = [[sum(sample.loss_mask) for sample in group.samples] for group in groups]
-            drawn(self.work, body_of(model), dtype.itemsize, prompts, lengths)
+            count_sampling(self.work, body_of(model), dtype.itemsize, prompts, lengths)
 
     def _turn(self) -> None:
         """The moment since the last turn belongs to the phase that is open."""

@@ -43,7 +43,7 @@ from laurel.train.algorithms import ALGORITHMS
 from laurel.train.best import check_best, check_evaluated
 from laurel.train.binding import bind_row
 from laurel.train.checkpoint import load_checkpoint, newest_checkpoint
-from laurel.train.fitting import bounded, fitting, weighed
+from laurel.train.fitting import fitting, with_mean_weight_1, with_position_limits
 from laurel.train.input_digests import inputs
 from laurel.train.optimizer import check_optim, make_optimizer, state_bytes
 from laurel.train.options import resolve
@@ -121,7 +121,7 @@ def prepare(
     except BaseException:
         run.withdraw()
         raise
-    return session, restore(session) if config.resume else fresh(session)
+    return session, restore(session) if config.resume else new_state(session)
 
 
 def read_inputs(
@@ -190,7 +190,7 @@ def load_models(config: TrainConfig, row: Algorithm, run: Run) -> tuple[TrainCon
         getattr(companion, "rate", 1.0),
     )
     bodies = getattr(policy, "causal", policy.model), getattr(companion, "model", None)
-    config = bounded(config, row.source, *bodies)
+    config = with_position_limits(config, row.source, *bodies)
     return config, Models(policy, reference, companion, optimizer, [*policy.notes, *library])
 
 
@@ -254,7 +254,7 @@ def fitting_rows(
     """The rows to train on and to evaluate on that fit the models, and notes on the others."""
     rows, notes = fitting(policy, found.rows, config, row.source)
     if row.source.weighted:
-        rows, left_out = weighed(rows)
+        rows, left_out = with_mean_weight_1(rows)
         notes = [*notes, *left_out]
     if not found.eval_rows:
         return rows, [], [*notes, *found.notes]
@@ -328,7 +328,7 @@ def load_head(config: TrainConfig, outputs: int) -> Scorer:
     if keep:
         scorer.adapt(config)
     scorer.card = replace(
-        scorer.card, max_length=bounded(config, RANKINGS, scorer.model).max_length
+        scorer.card, max_length=with_position_limits(config, RANKINGS, scorer.model).max_length
     )
     return scorer
 
@@ -351,7 +351,7 @@ def open_run(algorithm: str, config: TrainConfig, read: dict[str, str]) -> Run:
     return run or Run(folder)
 
 
-def fresh(session: Session) -> State:
+def new_state(session: Session) -> State:
     """Nothing done yet."""
     return State(
         reference=session.reference.hash if session.reference else "",
@@ -374,7 +374,7 @@ def restore(session: Session) -> State:
         session.optimizer,
         reference,
     )
-    state = load_checkpoint(checkpoint, *what) if checkpoint else fresh(session)
+    state = load_checkpoint(checkpoint, *what) if checkpoint else new_state(session)
     if parallel.rank() == 0:
         session.run.truncate(state.step)
         session.history.extend(session.run.metrics())

@@ -36,8 +36,8 @@ def reference_kl(session: Session, batch: Batch, groups: Sequence[Group]) -> Bat
         logp_NT = session.policy.logp(micro).logp
         ratio_N = log_ratios(logp_NT, micro)
         total = total + ratio_N.sum().cpu().double()
-    total = parallel.everywhere(total)
-    count = parallel.everywhere(torch.tensor(len(others)))
+    total = parallel.sum_over_ranks(total)
+    count = parallel.sum_over_ranks(torch.tensor(len(others)))
     point = max(0.0, float(total / count.clamp(min=1)))
     point_N = torch.full_like(found.grade_N, point)
     comparison = replace(found, reference_kl_N=point_N)

@@ -10,8 +10,8 @@ from laurel.verify.expected_gradients import critic
 from laurel.verify.finding import Finding, precision
 from laurel.verify.hindsight import relabelled
 from laurel.verify.identities import identities
+from laurel.verify.ilql import logged_steps, logged_truths
 from laurel.verify.imitation import discriminator_rewards, whole_steps
-from laurel.verify.implicit import logged_steps, logged_truths
 from laurel.verify.invariances import invariances
 from laurel.verify.mistakes_auxiliary import AUXILIARY, OTHERS
 from laurel.verify.mistakes_loop import LOOP

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from laurel.core.sample import Batch, Outputs
-from laurel.model.implicit import Heads
+from laurel.model.ilql import Heads
 
 
 class TableHeads(Heads):

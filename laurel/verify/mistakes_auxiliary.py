@@ -14,8 +14,8 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group
 from laurel.fast import decode, static
 from laurel.model import discriminator as judge
-from laurel.model import implicit as heads
-from laurel.objective import discriminator, implicit, value
+from laurel.model import ilql as heads
+from laurel.objective import discriminator, ilql, value
 from laurel.rollout import general
 from laurel.train import adversary, evolve, relabel, session
 from laurel.verify.mutants import (
@@ -141,26 +141,26 @@ def squared_uniforms(right: Function) -> Function:
 AUXILIARY = (
     Mutant(
         "Q looks at the value of its own state",
-        implicit.following,
+        ilql.next_value,
         lambda right: (
-            lambda value_NT, batch: (right(value_NT, batch)[0], implicit.trained(value_NT, batch))
+            lambda value_NT, batch: (right(value_NT, batch)[0], ilql.trained(value_NT, batch))
         ),
         "logged steps",
         "ilql: the loss, defaults",
     ),
     Mutant(
         "something comes behind the last token",
-        implicit.following,
+        ilql.next_value,
         changed_result(lambda found: (found[0], found[1] + found[0])),
         "logged steps",
         "ilql: the loss, defaults",
     ),
     Mutant(
         "the reward is paid at every token",
-        implicit.backup,
+        ilql.backup,
         replaced_by(
             lambda value_NT, batch, gamma: (
-                batch.reward_N[:, None] + gamma * implicit.following(value_NT, batch)[1]
+                batch.reward_N[:, None] + gamma * ilql.next_value(value_NT, batch)[1]
             )
         ),
         "logged steps",
@@ -168,30 +168,28 @@ AUXILIARY = (
     ),
     Mutant(
         "the expectile's sides are exchanged",
-        implicit.asymmetric,
+        ilql.expectile_square,
         changed_arguments(expectile=lambda t: 1 - t),
         "logged steps",
         "ilql: the loss, defaults",
     ),
     Mutant(
         "V is pulled by the Q it should teach",
-        implicit.losses,
-        with_replaced(
-            implicit, "backup", lambda *a, backup=implicit.backup: kept_on_the_graph(backup(*a))
-        ),
+        ilql.losses,
+        with_replaced(ilql, "backup", lambda *a, backup=ilql.backup: kept_on_the_graph(backup(*a))),
         "logged steps",
         "ilql: gradient of V, defaults",
     ),
     Mutant(
         "the weight of a token takes gradient",
-        implicit.losses,
+        ilql.losses,
         with_replaced(Tensor, "exp", lambda x: kept_on_the_graph(torch.exp(x))),
         "logged steps",
         "ilql: gradient of V, gamma=0.9, expectile=0.9, awac_beta=0.8, target_update=0.3",
     ),
     Mutant(
         "Q of tokens never seen is raised",
-        implicit.implicit_q,
+        ilql.implicit_q,
         changed_arguments(cql_coef=lambda c: -c),
         "logged steps",
         "ilql: the loss, defaults",
@@ -230,7 +228,7 @@ AUXILIARY = (
     ),
     Mutant(
         "the saved head adds up its heads",
-        heads.folded,
+        heads.fold_q_into_head,
         lambda right: lambda weight_VD, q_KVD, beta: right(weight_VD, q_KVD, beta * len(q_KVD)),
         "logged truths",
         "ilql: the saved head is softmax(log pi + beta (Q - V))",
@@ -244,14 +242,14 @@ AUXILIARY = (
     ),
     Mutant(
         "D is the policy's, not the demonstrations'",
-        discriminator.balanced,
+        discriminator.balanced_demonstrations,
         changed_result(lambda found: replace(found, demonstration_N=~found.demonstration_N)),
         "told",
         "gail: the discriminator rests at D* = pi_E / (pi_E + pi)",
     ),
     Mutant(
         "samples outvote their demonstration",
-        discriminator.balanced,
+        discriminator.balanced_demonstrations,
         changed_result(lambda found: replace(found, weight_N=found.weight_N.sign())),
         "told",
         "gail: the discriminator rests at D* = pi_E / (pi_E + pi)",

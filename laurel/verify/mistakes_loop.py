@@ -28,7 +28,7 @@ from laurel.verify.world import Recorder
 
 
 def by_position(right: Function) -> Function:
-    """`reference.computed` whose micro-batches have the keys of the batch's first rows."""
+    """`reference.compute_reference` whose micro-batches have the keys of the batch's first rows."""
 
     def wrong(setup: Any, batch: Batch) -> Tensor:
         split = batch.split
@@ -164,7 +164,7 @@ LOOP = (
     ),
     Mutant(
         "the reference joins by position, not by key",
-        reference.computed,
+        reference.compute_reference,
         by_position,
         "steps",
         "reinforce: one step, beta=0.3",

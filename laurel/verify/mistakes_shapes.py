@@ -108,14 +108,14 @@ SHAPES = (
     ),
     Mutant(
         "every token is looked for in every tile of the vocabulary",
-        logprob.inside,
+        logprob.ids_in_slice,
         changed_result(everywhere),
         "shapes",
         BARE,
     ),
     Mutant(
         "tiles of the vocabulary are joined with the entropy of the first",
-        logprob.joined,
+        logprob.merge_stats,
         lambda right: lambda one, other: right(one, other)._replace(entropy=one.entropy),
         "shapes",
         "transformer: linear head: entropy to look at",
@@ -175,7 +175,7 @@ SHAPES = (
     ),
     Mutant(
         "a shared prompt is known by its length",
-        packed.leaders,
+        packed.prompt_rows,
         changed_arguments(ids_NL=torch.zeros_like),
         "shapes",
         BARE,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from laurel.verify.heads import some_tables
-from laurel.verify.recomputed_implicit import LOGGED
+from laurel.verify.recomputed_ilql import LOGGED
 from laurel.verify.recomputed_pairs import PUSH, Answer, pushes
 from laurel.verify.recomputed_scores import SCORED, imitated
 from laurel.verify.world import Describe, World, value_table

@@ -17,7 +17,7 @@ from laurel.fast.static import static_of
 from laurel.model.chat import encode_prompt, ensure_template
 from laurel.model.critic import shared_critic
 from laurel.model.discriminator import Discriminator, make_discriminator
-from laurel.model.implicit import new_heads
+from laurel.model.ilql import new_heads
 from laurel.model.policy import Policy, Reference
 from laurel.model.scratch import char_tokenizer, small_model
 from laurel.rollout.pack import pack

@@ -16,8 +16,8 @@ from laurel.verify.finding import Finding, precision
 from laurel.verify.fixed_points import fixed_points
 from laurel.verify.hindsight import posterior, relabelled
 from laurel.verify.identities import identities
+from laurel.verify.ilql import logged_ends, logged_steps, logged_truths
 from laurel.verify.imitation import discriminator_rewards, matched
-from laurel.verify.implicit import logged_ends, logged_steps, logged_truths
 from laurel.verify.invariances import invariances
 from laurel.verify.mutants import Verdict, hunt
 from laurel.verify.pairs import ends, population

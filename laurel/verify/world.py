@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group, Key, Outputs, Sample
-from laurel.model.implicit import Heads
+from laurel.model.ilql import Heads
 from laurel.model.policy import Policy, Reference, trained_positions
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS

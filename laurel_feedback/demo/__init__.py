@@ -15,8 +15,8 @@ from laurel.core.errors import UsageError
 from laurel_feedback.exchange.load import load
 from laurel_feedback.statistics.batches import open_batch
 from laurel_feedback.store import accounts
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Batch, Guideline
 
 HERE = Path(__file__).parent

@@ -26,8 +26,8 @@ from laurel.data.formats import is_messages, normalise
 from laurel.data.read import read_records
 from laurel.data.source import Row
 from laurel_feedback.store.audit import record
+from laurel_feedback.store.batch_settings import BatchSettings, named
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.settings import BatchSettings, named
 from laurel_feedback.store.tables import Annotator, Batch, Item, Plan, Response
 
 KINDS = ("normal", "gold", "attention", "check", "training")

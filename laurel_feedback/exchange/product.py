@@ -25,8 +25,8 @@ from laurel_feedback.store.accounts import OF_APPLICATION
 from laurel_feedback.store.accounts import digest_of as secret_digest
 from laurel_feedback.store.assign import Answer, Refused, claim, taken_of
 from laurel_feedback.store.audit import record, record_vote
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, ApiKey, Assignment, Batch, Item, Response, Vote
 
 SETTINGS = BatchSettings(target_votes=1, allow_tie=True)

@@ -16,9 +16,9 @@ from laurel_feedback.statistics.analysis import pay
 from laurel_feedback.statistics.votes import timed_poll
 from laurel_feedback.store.assign import ANSWERED, DAY, DISTRESSING, Refused
 from laurel_feedback.store.audit import record
+from laurel_feedback.store.batch_settings import BatchSettings, named
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.model_giveaways import HELD, flagged, hold
-from laurel_feedback.store.settings import BatchSettings, named
 from laurel_feedback.store.tables import Annotator, Assignment, Batch, Event, Item, Vote
 
 ODD_RATE, LEAST_RATE = 4.0, 30

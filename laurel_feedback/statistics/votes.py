@@ -20,8 +20,8 @@ from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
 from laurel.measure.agreement import in_alphabetical_order
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import (
     Annotator,
     Assignment,

@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 
 from laurel.core.errors import LaurelError
 from laurel_feedback.store.audit import record_vote
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.database import Store, changed_rows
 from laurel_feedback.store.progress import Progress, totals
-from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import (
     Annotator,
     Assignment,

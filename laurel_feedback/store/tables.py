@@ -67,7 +67,7 @@ class Batch(Base):
     state: Mapped[str] = mapped_column(default="draft")
     """draft, open or closed."""
     settings: Mapped[dict[str, Any]]
-    """See `laurel_feedback.store.settings.BatchSettings`."""
+    """See `laurel_feedback.store.batch_settings.BatchSettings`."""
     made_at: Mapped[float]
     items: Mapped[list[Item]] = relationship(back_populates="batch", order_by="Item.place")
 

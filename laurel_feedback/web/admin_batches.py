@@ -28,8 +28,8 @@ from laurel_feedback.statistics.batches import (
 from laurel_feedback.statistics.sections import cost, harm, state
 from laurel_feedback.statistics.sections import pay as pay_section
 from laurel_feedback.statistics.votes import timed_poll
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.model_giveaways import decide, flagged, read_and_hold
-from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.web import admin_people, admin_votes
 from laurel_feedback.web.security import Site, form_of, page, require_admin
 from laurel_feedback.web.text import plain

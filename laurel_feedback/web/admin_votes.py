@@ -21,7 +21,7 @@ from laurel_feedback.statistics.sections import HEADINGS, chance, number, sectio
 from laurel_feedback.statistics.votes import Poll, batch_poll, label_of
 from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.audit import record
-from laurel_feedback.store.settings import HELPFULNESS, PRESENTATION, RATINGS, BatchSettings
+from laurel_feedback.store.batch_settings import HELPFULNESS, PRESENTATION, RATINGS, BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Batch, Item, Ruling, Vote
 from laurel_feedback.web.request_checks import whole_number
 from laurel_feedback.web.sample import TIE

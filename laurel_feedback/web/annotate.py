@@ -17,8 +17,8 @@ from starlette.routing import BaseRoute, Route
 from laurel_feedback.store import accounts
 from laurel_feedback.store.assign import DISTRESSING, Refused
 from laurel_feedback.store.audit import record
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import (
     Annotator,
     Assignment,

@@ -13,8 +13,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, joinedload
 
 from laurel_feedback.store.assign import Answer, Refused, by_slot
+from laurel_feedback.store.batch_settings import HELPFULNESS, PRESENTATION, RATINGS, BatchSettings
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.settings import HELPFULNESS, PRESENTATION, RATINGS, BatchSettings
 from laurel_feedback.store.tables import (
     Assignment,
     Batch,

@@ -20,7 +20,7 @@ from laurel_feedback.store.assign import (
     TaskQueue,
     taken_of,
 )
-from laurel_feedback.store.settings import BatchSettings
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Batch, Dispute, Item
 from laurel_feedback.web import sample as samples
 from laurel_feedback.web.request_checks import whole_number

@@ -31,8 +31,8 @@ from laurel.train.loop import train
 from laurel_feedback.exchange.export import export
 from laurel_feedback.exchange.load import load
 from laurel_feedback.store.assign import Answer, taken_of
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Item, Vote
 from laurel_worlds.experiments.comparison import (
     command,

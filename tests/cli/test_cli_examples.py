@@ -11,7 +11,7 @@ from laurel.cli.main import main
 from laurel.core.config import TrainConfig, build_config
 from laurel.core.files import read_yaml
 from laurel.core.run import Run
-from laurel.data.formats import needs
+from laurel.data.formats import rows_fit_for
 from laurel.data.source import is_file_name, load_rows
 from laurel.data.tasks import is_task
 from laurel.model.chat import encode_supervised
@@ -96,7 +96,7 @@ def test_the_data_and_rewards_of_an_example_load(name, here):
         assert all(load_reward(reward).name for reward in config.rewards or [])
         return
     source = ALGORITHMS[EXAMPLES[name]].source
-    rows = needs(load_rows(config.dataset, size=20), source.needs)
+    rows = rows_fit_for(load_rows(config.dataset, size=20), source.needs)
     if source.sampled:
         assert load_rewards(config.rewards, config.reward_weights, rows).names
     if config.env:

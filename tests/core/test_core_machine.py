@@ -117,5 +117,5 @@ def test_memory_of_the_first_version_of_control_groups(linux):
 
 def test_a_system_that_does_not_tell(tmp_path):
     assert machine.memory(tmp_path, tmp_path) is None
-    assert machine.quota(tmp_path, tmp_path) == float("inf")
+    assert machine.cpu_quota(tmp_path, tmp_path) == float("inf")
     assert machine.usable_cores(tmp_path, tmp_path) >= 1

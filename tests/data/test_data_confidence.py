@@ -11,7 +11,7 @@ import pytest
 
 from laurel.core.errors import UsageError
 from laurel.data.confidence import MARGIN, PAIR_COLUMNS, RANGES, SOFT_LABEL, WEIGHT
-from laurel.data.formats import WEIGHED, needs, unused
+from laurel.data.formats import WEIGHED, rows_fit_for, unused
 from laurel.data.source import load_rows
 
 PAIR = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
@@ -36,7 +36,7 @@ def test_the_names_and_the_uses_that_read_them():
 def test_values_reach_the_row_as_they_are(use, tmp_path):
     sure = {MARGIN: 0.5, WEIGHT: 0.25, SOFT_LABEL: 0.75}
     loaded = rows(tmp_path, {**PAIR, **sure}, {**PAIR, "prompt": "2+0="})
-    taken = needs(loaded, use)
+    taken = rows_fit_for(loaded, use)
     assert {name: taken[0].columns[name] for name in PAIR_COLUMNS} == sure
     assert not set(taken[1].columns) & set(PAIR_COLUMNS) and not unused(loaded, use)
 
@@ -44,7 +44,7 @@ def test_values_reach_the_row_as_they_are(use, tmp_path):
 @pytest.mark.parametrize(("row", "use"), [(RANKING, "comparison"), (LABELLED, "label")])
 def test_rankings_and_labels_have_a_weight(row, use, tmp_path):
     loaded = rows(tmp_path, {**row, WEIGHT: 0.5})
-    assert needs(loaded, use)[0].columns[WEIGHT] == 0.5 and not unused(loaded, use)
+    assert rows_fit_for(loaded, use)[0].columns[WEIGHT] == 0.5 and not unused(loaded, use)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_what_is_out_of_range_is_refused(name, value, tmp_path):
     _, fits = RANGES[name]
     assert not fits(value)
     with pytest.raises(UsageError, match=name):
-        needs(rows(tmp_path, {**PAIR, name: value}), "preference")
+        rows_fit_for(rows(tmp_path, {**PAIR, name: value}), "preference")
 
 
 def test_the_ends_of_the_ranges_are_allowed():

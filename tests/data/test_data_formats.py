@@ -3,7 +3,7 @@
 import pytest
 
 from laurel.core.errors import UsageError
-from laurel.data.formats import FORMATS, USES, detect, gold_answer, needs, normalise
+from laurel.data.formats import FORMATS, USES, detect, gold_answer, normalise, rows_fit_for
 from laurel.data.source import Row, load_rows
 
 USER = {"role": "user", "content": "Hi"}
@@ -191,8 +191,8 @@ def test_gold_answer_of_each_kind():
 
 def test_needs_says_what_to_rename():
     fitting = [row(prompt="p", completion="c")]
-    assert needs(fitting, "sft") == fitting == needs(fitting, "rl")
-    assert needs([row(question="q", answer="a")], "rl")[0].columns["prompt"] == "q"
+    assert rows_fit_for(fitting, "sft") == fitting == rows_fit_for(fitting, "rl")
+    assert rows_fit_for([row(question="q", answer="a")], "rl")[0].columns["prompt"] == "q"
     for rows, use, parts in [
         ([*fitting, row(text="t")], "rl", ["rl needs `prompt`", "this row has `text`"]),
         (
@@ -208,11 +208,11 @@ def test_needs_says_what_to_rename():
         (fitting, "nothing", ["unknown use", *USES]),
     ]:
         with pytest.raises(UsageError) as caught:
-            needs(rows, use)
+            rows_fit_for(rows, use)
         for part in parts:
             assert part in str(caught.value)
     with pytest.raises(UsageError, match="column `answer` is missing"):
-        needs(fitting, "rl", ["answer"])
+        rows_fit_for(fitting, "rl", ["answer"])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ and what nobody reads is named.
 import pytest
 
 from laurel.core.errors import UsageError
-from laurel.data.formats import detect, needs, normalise, normalise_all, unused
+from laurel.data.formats import detect, normalise, normalise_all, rows_fit_for, unused
 from laurel.data.layouts import LAYOUTS
 from laurel.data.source import Row, load_rows
 
@@ -563,7 +563,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("whose", "columns", "use", "fields", "left"), SHAPES)
 def test_public_shapes_load_as_they_are(whose, columns, use, fields, left):
-    (fitted,) = needs([row(**columns)], use)
+    (fitted,) = rows_fit_for([row(**columns)], use)
     assert {name: fitted.columns.get(name) for name in fields} == fields
     assert sorted(unused([fitted], use)) == sorted(left)
     assert all(
@@ -654,12 +654,12 @@ def test_a_system_text_and_earlier_turns_reach_the_prompt(columns, more):
     ],
 )
 def test_what_nobody_reads_is_named(columns, use, left):
-    assert unused(needs([row(**columns)], use), use) == left
+    assert unused(rows_fit_for([row(**columns)], use), use) == left
 
 
 def test_a_column_read_in_some_rows_only_comes_with_the_others_number():
     rows = [row(prompt="q", completion="g", history=held) for held in ([["a", "b"]], 5, 6)]
-    assert unused(needs(rows, "sft"), "sft") == ["history (2 rows)"]
+    assert unused(rows_fit_for(rows, "sft"), "sft") == ["history (2 rows)"]
 
 
 def test_one_system_text_makes_conversations_of_the_whole_file():
@@ -731,9 +731,11 @@ def test_lists_of_turns_written_out_as_text_are_read():
 def test_a_prompt_that_its_dialogues_do_not_begin_with_is_refused_with_the_way_out():
     with pytest.raises(UsageError, match="must begin with what `prompt` says"):
         normalise(row(prompt="another", chosen=A, rejected=B))
-    (fitted,) = needs([row(prompt="q", chosen=[bot("g")], rejected=[bot("b")])], "preference")
+    (fitted,) = rows_fit_for(
+        [row(prompt="q", chosen=[bot("g")], rejected=[bot("b")])], "preference"
+    )
     assert fitted.columns["prompt"] == Q
-    (fitted,) = needs([row(prompt=Q, chosen=A, rejected=B)], "preference")
+    (fitted,) = rows_fit_for([row(prompt=Q, chosen=A, rejected=B)], "preference")
     assert (fitted.columns["prompt"], fitted.columns["chosen"]) == (Q, [bot("g")])
 
 
@@ -746,5 +748,5 @@ def test_a_prompt_that_its_dialogues_do_not_begin_with_is_refused_with_the_way_o
     ],
 )
 def test_public_files_load_for_training(shared, path, use, left):
-    rows = needs(load_rows(str(shared(path))), use)
+    rows = rows_fit_for(load_rows(str(shared(path))), use)
     assert set(unused(rows, use)) == left

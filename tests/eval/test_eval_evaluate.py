@@ -12,7 +12,7 @@ from laurel.core.result import Abstain, Failed, Score
 from laurel.core.sample import Group, Key, Sample
 from laurel.data.source import Row
 from laurel.eval import evaluate as evaluation
-from laurel.eval.evaluate import canonical, evaluate, figures_at, is_right, mean_reward, of_samples
+from laurel.eval.evaluate import evaluate, figures_at, is_right, mean_reward, of_samples, vote_key
 from laurel.model.policy import Policy, load_causal, load_tokenizer
 from laurel.model.scratch import save_scratch
 from laurel.reward.mixture import load_rewards
@@ -172,7 +172,7 @@ def test_canonical(answer, gold, vote):
     """Numbers vote as numbers where the gold answer is one; else texts without case and spacing;
     None is a blank ballot.
     """
-    assert canonical(answer, {"answer": gold}) == vote
+    assert vote_key(answer, {"answer": gold}) == vote
 
 
 def test_is_right_means_a_full_reward():

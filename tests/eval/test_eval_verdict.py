@@ -10,7 +10,7 @@ import torch
 from arithmetic import agree, near
 
 from laurel.data.source import Row
-from laurel.eval.verdict import calibrated, judge, ordered
+from laurel.eval.verdict import calibration_of, judge, ordered_pairs
 from laurel.model.scorer import load_scorer
 from laurel.model.scratch import save_scratch
 from laurel.rollout.source import OUTCOMES, RANKINGS, STEPS
@@ -29,9 +29,9 @@ def as_rows(*columns):
 
 
 def test_pairs_of_a_ranking():
-    assert ordered({"ranks": [1, 2, 2]}) == [(0, 1), (0, 2)]
-    assert ordered({"ranks": [3, 1]}) == [(1, 0)]
-    assert ordered({"chosen": "a", "rejected": "b"}) == [(0, 1)]
+    assert ordered_pairs({"ranks": [1, 2, 2]}) == [(0, 1), (0, 2)]
+    assert ordered_pairs({"ranks": [3, 1]}) == [(1, 0)]
+    assert ordered_pairs({"chosen": "a", "rejected": "b"}) == [(0, 1)]
 
 
 def test_pairs_are_right_as_often_as_their_scores_say(scorers):
@@ -78,7 +78,7 @@ def test_outcomes_beside_the_commoner_one(scorers):
     said = [1 / (1 + math.exp(-score)) for score in verdict.scores]
     assert (
         verdict.figures["calibration_error"]
-        == calibrated(said, [float(row.columns["label"]) for row in rows])["calibration_error"]
+        == calibration_of(said, [float(row.columns["label"]) for row in rows])["calibration_error"]
     )
 
 
@@ -117,4 +117,6 @@ def test_steps_beside_the_commonest_class(scorers):
 
 def test_calibration_by_hand():
     """Said .9 four times, three came true: an error of .15."""
-    assert calibrated([0.9] * 4, [1.0, 1.0, 1.0, 0.0])["calibration_error"] == pytest.approx(0.15)
+    assert calibration_of([0.9] * 4, [1.0, 1.0, 1.0, 0.0])["calibration_error"] == pytest.approx(
+        0.15
+    )

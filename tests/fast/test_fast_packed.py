@@ -107,7 +107,7 @@ def close(ours, theirs):
 @pytest.mark.parametrize("shared", [True, False])
 def test_hidden_states_and_gradients_are_the_models_own(family, shared):
     model, (ids_NL, attention_NL) = model_of(family), rows()
-    assert packed.packs(model.model)
+    assert packed.can_encode(model.model)
     may_share = (START_N, GROUP_N) if shared else ()
     ours = outcome(
         model,

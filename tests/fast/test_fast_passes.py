@@ -243,10 +243,10 @@ def test_attention_of_another_kind_is_left_to_torch(change, monkeypatch):
         24 if change == "width" else 32,
         dtype=torch.double if change == "double" else torch.float32,
     )
-    assert packed.attends(torch.zeros(3, 2, 32), None, 0.0)
+    assert packed.can_attend(torch.zeros(3, 2, 32), None, 0.0)
     if change == "no compiler":
         monkeypatch.setattr(packed, "library", lambda: None)
-    assert not packed.attends(
+    assert not packed.can_attend(
         q, 30.0 if change == "cap" else None, 0.1 if change == "dropout" else 0.0
     )
 

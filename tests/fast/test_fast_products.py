@@ -10,7 +10,15 @@ from torch import nn
 
 from laurel.core.errors import UsageError
 from laurel.fast import products
-from laurel.fast.products import DEFAULT, ONEDNN, choose, measured, picked, shape_of, using
+from laurel.fast.products import (
+    DEFAULT,
+    ONEDNN,
+    choose,
+    measured,
+    picked,
+    product_library,
+    shape_of,
+)
 
 CPU, SWITCH = torch.device("cpu"), torch.backends.mkldnn.matmul
 
@@ -50,7 +58,7 @@ def test_what_rounds_to_bfloat16_is_never_measured():
     found = measured(64, 512, 64, budget=0.01)
     assert DEFAULT in found and all(0 < seconds < 1 for seconds in found.values())
     for name in (DEFAULT, *ONEDNN):
-        with using(name):
+        with product_library(name):
             error = float((left @ right.t() - exact).abs().max() / exact.abs().max())
         assert (error < 1e-6) == (name in found), (name, error)
     if torch.cpu._is_amx_tile_supported():

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from laurel.core.sample import sample_seed
 from laurel.fast import inflight, static
-from laurel.fast.decode import beyond, draw, inverse
-from laurel.fast.inflight import InFlight, memory_of, rows_that_fit, rung
+from laurel.fast.decode import draw, first_part_beyond, inverse_cdf
+from laurel.fast.inflight import InFlight, batch_size_step, memory_of, rows_that_fit
 from laurel.fast.logprob import USUAL, WORST
 from laurel.fast.static import BOTH, How, Static, static_because, static_of
 from laurel.model.policy import Policy
@@ -436,7 +436,7 @@ def test_a_model_that_computes_something_else_is_found_out():
 
 def test_rungs():
     """Sizes that double with one between: a count fits, and is at least two thirds of its rung."""
-    assert [rung(n, 8, 100) for n in (1, 8, 9, 13, 17, 33, 49, 70, 100)] == [
+    assert [batch_size_step(n, 8, 100) for n in (1, 8, 9, 13, 17, 33, 49, 70, 100)] == [
         8,
         8,
         12,
@@ -447,7 +447,10 @@ def test_rungs():
         96,
         100,
     ]
-    assert all(rung(n, 8, 1 << 30) >= n > 0.66 * rung(n, 8, 1 << 30) for n in range(9, 3000))
+    assert all(
+        batch_size_step(n, 8, 1 << 30) >= n > 0.66 * batch_size_step(n, 8, 1 << 30)
+        for n in range(9, 3000)
+    )
 
 
 def test_a_token_that_cannot_be_is_never_drawn():
@@ -475,4 +478,4 @@ def test_sums_of_words_first_is_the_same_as_one_word_after_the_other(words):
         300, words, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     ).softmax(1)
     uniform = torch.rand(300, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    assert inverse(p, uniform).tolist() == beyond(p, uniform * p.sum(1))[0].tolist()
+    assert inverse_cdf(p, uniform).tolist() == first_part_beyond(p, uniform * p.sum(1))[0].tolist()

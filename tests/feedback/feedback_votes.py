@@ -6,7 +6,7 @@ import uuid
 
 from sqlalchemy import insert, select
 
-from laurel_feedback.store.settings import BatchSettings
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.tables import (
     Annotator,
     Assignment,

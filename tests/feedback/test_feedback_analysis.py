@@ -46,6 +46,7 @@ from laurel_feedback.statistics.votes import (
     file_polls,
 )
 from laurel_feedback.store.assign import DISTRESSING, Refused
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.model_giveaways import (
     HELD,
     decide,
@@ -53,7 +54,6 @@ from laurel_feedback.store.model_giveaways import (
     read_and_hold,
     telling_words,
 )
-from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Assignment, Audit, Batch, Dispute, Item
 
 ANSWERS = {"a": 1, "slightly a": 2, "slightly b": 3, "b": 4, "tie": 0}

@@ -20,8 +20,8 @@ from laurel_feedback.store.assign import (
     by_slot,
     taken_of,
 )
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import (
     Admin,
     Annotator,

@@ -18,7 +18,7 @@ from laurel_feedback.statistics.sections import sign
 from laurel_feedback.statistics.votes import batch_poll
 from laurel_feedback.store import accounts
 from laurel_feedback.store.audit import record
-from laurel_feedback.store.settings import BatchSettings
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.tables import (
     Annotator,
     ApiKey,

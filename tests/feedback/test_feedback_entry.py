@@ -15,7 +15,7 @@ from laurel.cli.feedback import run_admin
 from laurel.core.errors import UsageError
 from laurel_feedback.store import accounts, admin_login
 from laurel_feedback.store.assign import TaskQueue
-from laurel_feedback.store.settings import BatchSettings
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Attempt, Login
 from laurel_feedback.web.annotate import DAYS
 from laurel_feedback.web.app import create_app

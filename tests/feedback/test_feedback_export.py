@@ -15,13 +15,13 @@ from sqlalchemy import select
 from test_feedback_assign import annotator
 
 from laurel.core.errors import UsageError
-from laurel.data.formats import needs
+from laurel.data.formats import rows_fit_for
 from laurel.data.source import load_rows
 from laurel_feedback.exchange.export import export
 from laurel_feedback.exchange.load import load
 from laurel_feedback.store import accounts
 from laurel_feedback.store.assign import Answer, TaskQueue, by_slot
-from laurel_feedback.store.settings import BatchSettings
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Audit, Batch, Item, Release, Ruling
 
 PAIRS = [
@@ -86,7 +86,7 @@ def test_from_import_through_swapped_slots_to_preferences(store, tmp_path):
         assert row["soft_label"] > 0.9 and 0.5 < row["weight"] <= 1
         assert row["provenance"]["candidates"][0] == row["provenance"]["source"]["preferred"]
         assert len(row["provenance"]["annotators"]) == row["provenance"]["votes"] == 2
-    assert len(needs(load_rows(str(tmp_path / "out.jsonl")), "preference")) == 8
+    assert len(rows_fit_for(load_rows(str(tmp_path / "out.jsonl")), "preference")) == 8
     with store.read() as session:
         release = session.scalar(select(Release))
         assert release.digest == hashlib.sha256((tmp_path / "out.jsonl").read_bytes()).hexdigest()
@@ -141,7 +141,7 @@ def test_any_order_of_showing_gives_the_same_ranks(store, tmp_path):
         assert [p["weight"] for p in pairs] == pytest.approx([row["weight"] / 6] * 6, abs=1e-8)
 
     holds()
-    assert needs(load_rows(str(tmp_path / "ranks.jsonl")), "comparison")
+    assert rows_fit_for(load_rows(str(tmp_path / "ranks.jsonl")), "comparison")
 
 
 def test_who_is_wrong_often_is_believed_less(store, tmp_path):
@@ -309,7 +309,7 @@ def test_single_answers_by_thumbs_and_by_pairs(store, tmp_path):
     assert [
         (r["completion"][0]["content"], r["label"]) for r in rows_of(tmp_path / "one.jsonl")
     ] == [("Laurel", True), ("stone", False)]
-    assert needs(load_rows(str(tmp_path / "one.jsonl")), "label")
+    assert rows_fit_for(load_rows(str(tmp_path / "one.jsonl")), "label")
 
 
 def test_wishes_that_cannot_be_are_refused(store, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from feedback_votes import put
 
 from laurel.data.confidence import LABEL_COLUMNS, PAIR_COLUMNS, RANGES, WEIGHT
-from laurel.data.formats import detect, needs, unused
+from laurel.data.formats import detect, rows_fit_for, unused
 from laurel.data.source import load_rows
 from laurel_feedback.exchange.export import export
 
@@ -65,7 +65,7 @@ def test_every_export_has_these_columns_and_laurel_takes_them(store, tmp_path, k
             assert row["margin"] >= 0 and 0.5 <= row["soft_label"] <= 1 and 0 < row["weight"] <= 1
     loaded = load_rows(str(path))
     for use in TAKEN[kind, form]:
-        taken = needs(loaded, use)
+        taken = rows_fit_for(loaded, use)
         assert taken
         assert not set(unused(loaded, use)) & OWN[kind], "a column that training does not read"
         for row in taken:

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from laurel.cli.main import main
 from laurel.core.errors import UsageError
-from laurel.data.formats import needs
+from laurel.data.formats import rows_fit_for
 from laurel.data.source import load_rows
 from laurel_feedback.exchange.export import export
 from laurel_feedback.statistics.analysis import analyse, skills
@@ -83,7 +83,7 @@ def test_llmfao_leaves_the_house_as_its_people_voted(store, shared, tmp_path):
             and 0 < row["weight"] <= 1
         )
     assert made.held_out.product <= 0.56 < made.held_out.share
-    assert needs(load_rows(str(tmp_path / "preferences.jsonl")), "preference")
+    assert rows_fit_for(load_rows(str(tmp_path / "preferences.jsonl")), "preference")
 
 
 def test_the_report_scores_the_labels_that_the_export_writes(shared, tmp_path, capsys):
@@ -409,7 +409,7 @@ def test_rankings_go_against_no_majority_but_in_a_circle(store, tmp_path):
     assert pairs and all(row["votes_for"] >= row["votes_against"] for row in pairs)
     for row in exported(store, tmp_path, "unpaired")[1]:
         assert row["votes_for"] + row["votes_against"] + row["ties"] == 5
-    assert needs(load_rows(str(tmp_path / "ranks.jsonl")), "comparison")
+    assert rows_fit_for(load_rows(str(tmp_path / "ranks.jsonl")), "comparison")
 
 
 @SQLITE

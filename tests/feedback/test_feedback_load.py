@@ -18,8 +18,8 @@ from laurel_feedback.statistics.batches import (
     refusal,
 )
 from laurel_feedback.store.assign import Refused
+from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, Audit, Batch, Item, Plan
 
 PAIR = {"prompt": "Name a tree.", "chosen": "Laurel.", "rejected": "A stone."}

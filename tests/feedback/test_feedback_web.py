@@ -16,7 +16,7 @@ from laurel_feedback.statistics.batches import costs
 from laurel_feedback.statistics.sections import cost
 from laurel_feedback.store import accounts
 from laurel_feedback.store.assign import DISTRESSING, Answer, TaskQueue
-from laurel_feedback.store.settings import RATINGS
+from laurel_feedback.store.batch_settings import RATINGS
 from laurel_feedback.store.tables import (
     Annotator,
     Assignment,

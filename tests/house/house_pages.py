@@ -287,7 +287,7 @@ def names_of(kind: str, harmless: bool = True) -> str:
 
 def trl_defaults() -> str:
     """Where a default of TRL's that a result depends on is not that of laurel's row."""
-    from laurel.cli.from_trl import names_taken, unsaid
+    from laurel.cli.from_trl import implied_options, names_taken
     from laurel.core.trl import Request, translate
     from laurel.core.trl_names import TABLE, defaults_of
     from laurel.core.trl_rules import TRAINERS
@@ -302,7 +302,7 @@ def trl_defaults() -> str:
         )
         names = [name for name in names_taken(ask) if name != "loss_type" or row == "grpo"]
         made = translate({name: ask.defaults[name] for name in names}, TABLE, ask, "")[0]
-        made |= {option: value for option, (value, _) in unsaid(ask, made).items()}
+        made |= {option: value for option, (value, _) in implied_options(ask, made).items()}
         for option, value in made.items():
             if option in own and value is not None and value != own[option]:
                 found.setdefault((option, cell(value), cell(own[option])), []).append(row)

@@ -23,7 +23,7 @@ from laurel.model.chat import (
     encode_supervised,
     ensure_template,
 )
-from laurel.model.render import DEFAULT_TEMPLATE, opened, render
+from laurel.model.render import DEFAULT_TEMPLATE, render, text_before_turn
 from laurel.model.scratch import char_tokenizer
 
 SPECIAL = [
@@ -648,7 +648,7 @@ def test_the_users_next_question():
         "headers": "<|head|>user<|/head|>\n\n",
     }.items():
         tokenizer = with_template("bytes", PLAIN[style])
-        text = opened(tokenizer, THREE[:2], "user")
+        text = text_before_turn(tokenizer, THREE[:2], "user")
         assert text == render(tokenizer, THREE[:2]) + header
     tokenizer = char_tokenizer()
     ids = encode_prompt(tokenizer, THREE[:2], speaker="user")
@@ -726,7 +726,7 @@ def test_reply_completes_what_the_template_renders(kind, style):
     prompt = encode_prompt(tokenizer, messages[:1])
     space = " " if style in ("inst", "no_opening") else ""
     whole = tuple(
-        tokenizer(opened(tokenizer, messages + reply), add_special_tokens=False).input_ids
+        tokenizer(text_before_turn(tokenizer, messages + reply), add_special_tokens=False).input_ids
     )
     for close in (CLOSE.get(style, "</s>"), ""):
         sampled = encode_after(tokenizer, space + messages[1]["content"] + close)

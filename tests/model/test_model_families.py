@@ -25,11 +25,11 @@ from laurel.model.render import (
     DEFAULT_TEMPLATE,
     INVENTED,
     ensure_template,
-    opened,
+    text_before_turn,
     without_template,
 )
 from laurel.model.scratch import char_tokenizer, save_scratch, small_model
-from laurel.model.turns import as_tools, flag, spoken
+from laurel.model.turns import as_tools, spoken, trained_flag
 from laurel.rollout.general import sample_general
 from laurel.rollout.sampler import sample
 
@@ -262,7 +262,7 @@ def test_laurels_own_template_shows_thoughts_calls_and_tools():
         == "<|start|><User>\n2+2?<|stop|>\n<Assistant>\n4<|stop|>\n<User>\n3+3?<|stop|>\n<Assistant>\n6<|stop|>\n"
     )
     assert (
-        opened(tokenizer, MULTI[:1]) == "<|start|><User>\n2+2?<|stop|>\n<Assistant>\n"
+        text_before_turn(tokenizer, MULTI[:1]) == "<|start|><User>\n2+2?<|stop|>\n<Assistant>\n"
         and tokenizer.chat_template == DEFAULT_TEMPLATE
     )
 
@@ -339,7 +339,7 @@ def test_K02_flags_that_cannot_be_followed_are_refused(message, says):
     with pytest.raises(UsageError, match=r"turn 2 \(assistant\)") as caught:
         encode_supervised(tokenizer_of("chatml"), {"messages": [U("a"), A("b", **message)]})
     assert says in str(caught.value)
-    assert flag(A("b"), 1) is None and flag(A("b", weight=None), 1) is None
+    assert trained_flag(A("b"), 1) is None and trained_flag(A("b", weight=None), 1) is None
 
 
 # where turns end

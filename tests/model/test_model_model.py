@@ -226,7 +226,7 @@ def test_wrong_folders_are_named(tmp_path):
 def test_thread_rule(monkeypatch):
     assert pick_threads(0, 1_000_000) == 1
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(machine, "quota", lambda *where: 4.0)
+    monkeypatch.setattr(machine, "cpu_quota", lambda *where: 4.0)
     for said, expected in {"2": 2, "99": 4}.items():
         monkeypatch.setenv("OMP_NUM_THREADS", said)
         assert pick_threads(0, 10_000_000) == expected

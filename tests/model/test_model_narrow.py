@@ -13,7 +13,7 @@ from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Sample
 from laurel.fast.decode import compact_because
 from laurel.model.critic import own_critic
-from laurel.model.implicit import new_heads
+from laurel.model.ilql import new_heads
 from laurel.model.interface import PolicyWithAuxiliary
 from laurel.model.objects import note_of_given
 from laurel.model.policy import load_causal, load_policy, make_reference

@@ -11,11 +11,11 @@ from laurel.core.config import TrainConfig
 from laurel.core.sample import Outputs, Values
 from laurel.model.critic import own_critic, shared_critic
 from laurel.model.discriminator import make_discriminator
-from laurel.model.implicit import new_heads
+from laurel.model.ilql import new_heads
 from laurel.model.interface import PolicyWithAuxiliary
 from laurel.model.policy import Policy, load_policy
 from laurel.model.scratch import char_tokenizer, save_scratch
-from laurel.objective.implicit import implicit_q
+from laurel.objective.ilql import implicit_q
 from laurel.objective.policy import clip
 from laurel.objective.value import value_loss
 

@@ -26,7 +26,7 @@ from transformers import (
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
-from laurel.fast.logprob import slack
+from laurel.fast.logprob import rounding_tolerance
 from laurel.model import readback, saving, written
 from laurel.model.adapters import merged
 from laurel.model.classifier import trained_labels
@@ -485,12 +485,12 @@ def test_a_scorer_from_a_language_models_adapters_goes_on_with_them(saved, tmp_p
 def test_what_two_computations_may_differ_by_follows_the_size_of_the_logits(saved):
     """Ten times the head: ten times the bound; bfloat16: by its precision."""
     policy = load_policy(TrainConfig(model=saved(), device="cpu"))
-    assert policy.slack == slack(
+    assert policy.slack == rounding_tolerance(
         torch.float32, 4.605170185988092
     )  # log of 100 words: the log-probabilities are the larger numbers
     loud = make(tied=False)
     with torch.no_grad():
         loud.lm_head.weight.mul_(1000)
     loud = Policy(loud, policy.tokenizer)
-    assert loud.logit_size > 50 and loud.slack == slack(torch.float32, loud.logit_size)
-    assert slack(torch.bfloat16, 1.0) > 1000 * slack(torch.float32, 1.0)
+    assert loud.logit_size > 50 and loud.slack == rounding_tolerance(torch.float32, loud.logit_size)
+    assert rounding_tolerance(torch.bfloat16, 1.0) > 1000 * rounding_tolerance(torch.float32, 1.0)

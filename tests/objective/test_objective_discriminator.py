@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laurel.core.sample import Demonstrations
-from laurel.objective.discriminator import balanced, discriminate, discriminator_metrics, imitation
+from laurel.objective.discriminator import (
+    balanced_demonstrations,
+    discriminate,
+    discriminator_metrics,
+    imitation,
+)
 from laurel.objective.unit import UNITS, reduce_loss, row_mean
 
 LOG2 = math.log(2)
@@ -81,7 +86,7 @@ def test_sides_are_balanced_in_every_group(marked):
     """
     batch = marked([0] * 14, group=[0] * 9 + [1] * 4 + [2])
     shown = torch.tensor([False] * 8 + [True] + [True, False, False, True] + [True])
-    made = balanced(shown, batch)
+    made = balanced_demonstrations(shown, batch)
     assert torch.equal(made.demonstration_N, shown)
     found = torch.where(shown, made.weight_N, -made.weight_N)
     assert (
@@ -98,7 +103,7 @@ def test_the_mean_over_rows_is_half_of_each_side(marked):
     """
     batch = marked([0] * 4, group=[0] * 4)
     shown = torch.tensor([False, False, False, True])
-    batch = batch.replace(demonstrations=balanced(shown, batch))
+    batch = batch.replace(demonstrations=balanced_demonstrations(shown, batch))
     unit = row_mean(batch)
     assert float(
         reduce_loss(discriminate(torch.zeros(4), batch), unit, unit.count)

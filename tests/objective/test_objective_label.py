@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from laurel.core.sample import Comparisons
-from laurel.objective.label import flip_chance, margin_asked, reliability, turned
+from laurel.objective.label import flip_chance, margin_asked, reliability, swap_pairs
 from laurel.objective.preference import chosen_nll, dpo, dpop, ipo, kto, orpo, robust_dpo, simpo
 from laurel.objective.reward import bradley_terry, imitation, k_wise, plackett_luce
 from laurel.objective.unit import comparison_mean, reduce_loss
@@ -189,7 +189,7 @@ def test_rankings_are_no_pairs(make_batch):
 
 def test_turning_twice_is_nothing(pairs):
     _, batch = pairs([1.0, 2.0], [0.0, 0.0], w=[1.0, 0.5], margin=[0.3, 0.0])
-    again = turned(turned(batch))
+    again = swap_pairs(swap_pairs(batch))
     for name in ("grade_N", "margin_N"):
         assert torch.equal(getattr(again.comparison, name), getattr(batch.comparison, name))
-    assert margin_asked(turned(batch)).tolist() == pytest.approx([-0.3, 0.0])
+    assert margin_asked(swap_pairs(batch)).tolist() == pytest.approx([-0.3, 0.0])

@@ -125,7 +125,7 @@ def test_a_broken_installation_is_a_verdict_not_a_traceback(monkeypatch, capsys)
     def broken():
         raise OSError("libtorch.so: cannot open shared object file")
 
-    monkeypatch.setattr(doctor, "checks", lambda: iter(doctor.guarded("device", broken)))
+    monkeypatch.setattr(doctor, "checks", lambda: iter(doctor.run_check_safely("device", broken)))
     assert call("doctor") == 1
     out = capsys.readouterr().out
     assert "bad" in out and "libtorch.so" in out and "cannot be used" in out

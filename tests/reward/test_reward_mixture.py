@@ -411,10 +411,10 @@ def test_rewards_from_a_file(tmp_path):
 
 
 def test_rows_of_the_data_room_are_understood():
-    from laurel.data.formats import needs
+    from laurel.data.formats import rows_fit_for
     from laurel.data.source import load_rows
 
-    rows = needs(load_rows("addition", size=3), "rl")
+    rows = rows_fit_for(load_rows("addition", size=3), "rl")
     mixture = load_rewards(None, None, rows)
     groups = [
         Group(row.id, row.columns, (make_sample(row.id, 0, row.columns["completion"]),))

@@ -19,7 +19,7 @@ from laurel.reward.code import extract, whole_program
 from laurel.reward.extract import boxed, final_number, own_words, unboxed_answer
 from laurel.reward.load import load_verifier
 from laurel.reward.patterns import Format, regex
-from laurel.reward.text import choice, exact, letters, numeric
+from laurel.reward.text import answer_letters, choice, exact, numeric
 from laurel.reward.verifiers import NEEDS, VERIFIERS
 
 
@@ -218,7 +218,7 @@ def test_choice_wants_one_letter(answer):
 
 
 def test_letters_of_a_text():
-    assert letters("(A) or (C)") == {"A", "C"} and letters("no letter here") == set()
+    assert answer_letters("(A) or (C)") == {"A", "C"} and answer_letters("no letter here") == set()
 
 
 def test_regex_matches_the_whole_answer():

@@ -187,9 +187,9 @@ def test_one_token_in_a_hundred_may_lie_far_in_bfloat16():
     """Gemma 3 270M in bfloat16: p99 .13 nats, the worst token .27. The first is within bounds at
     logits of 31, and so is the second.
     """
-    from laurel.fast.logprob import WORST, slack
+    from laurel.fast.logprob import WORST, rounding_tolerance
 
-    unit = slack(torch.bfloat16, 31.0)
+    unit = rounding_tolerance(torch.bfloat16, 31.0)
     assert USUAL * unit > 0.13 and WORST * unit > 0.27
     gap = torch.full((300,), 0.1)
     gap[:3] = 3.0  # of what was trained on, after the start, no more than the percentile is asked

@@ -13,7 +13,7 @@ from laurel.core.metrics import Sums
 from laurel.fast import packed
 from laurel.model.critic import own_critic
 from laurel.model.discriminator import make_discriminator
-from laurel.model.implicit import new_heads
+from laurel.model.ilql import new_heads
 from laurel.model.policy import Policy, Reference
 from laurel.model.scorer import Scorer, load_scorer
 from laurel.model.scratch import save_scratch
@@ -65,7 +65,7 @@ def general(monkeypatch):
     return switch
 
 
-packed_packs, readout = packed.packs, Policy.readout
+packed_packs, readout = packed.can_encode, Policy.readout
 
 
 def gradient(llama, name, groups, reference, budget):

@@ -25,7 +25,7 @@ from laurel.rollout.source import (
     RANKINGS,
     STEPS,
 )
-from laurel.train.fitting import MANY, bounded, fitting, with_bar
+from laurel.train.fitting import MANY, fitting, with_bar, with_position_limits
 from laurel.train.loop import train
 
 SHAPE = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -45,7 +45,9 @@ def rows_of(*columns):
 
 
 def fits(policy, rows, source, **options):
-    config = bounded(TrainConfig(dataset="rows.jsonl", **options), source, policy.causal)
+    config = with_position_limits(
+        TrainConfig(dataset="rows.jsonl", **options), source, policy.causal
+    )
     kept, notes = fitting(policy, rows, config, source)
     return [row.where.rpartition(":")[2] for row in kept], notes
 
@@ -115,7 +117,9 @@ def test_K23_rows_are_cut_at_the_models_positions(policy, source):
     row = {"prompt": "1?", "completion": "a" * 100, "label": True, "reward": 1.0}
     rows = rows_of(row, {**row, "prompt": "2?", "completion": "a"})
     for options in ({}, {"max_length": 80}):
-        config = bounded(TrainConfig(dataset="rows.jsonl", **options), source, policy.causal)
+        config = with_position_limits(
+            TrainConfig(dataset="rows.jsonl", **options), source, policy.causal
+        )
         kept, notes = fitting(policy, rows, config, source)
         assert len(kept) == 2 and notes == [
             "1 of 2 rows cut at 64 tokens, the model's positions: what lies behind is not trained"
@@ -130,7 +134,7 @@ def test_K23_rows_are_cut_at_the_models_positions(policy, source):
             )
             == 64
         )
-    assert bounded(TrainConfig(max_length=20), source, policy.causal).max_length == 20
+    assert with_position_limits(TrainConfig(max_length=20), source, policy.causal).max_length == 20
 
 
 def test_K23_steps_behind_the_positions_are_left_out(policy):

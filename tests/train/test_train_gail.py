@@ -195,13 +195,15 @@ def test_a_demonstration_ends_where_a_sample_would(toy, tmp_path):
     setup, _ = prepare("gail", gail_config(toy, tmp_path, max_completion_length=8))
     ids = tuple(setup.policy.tokenizer.encode("7=77", add_special_tokens=False))
     closed, tokenizer = (*ids, setup.policy.tokenizer.eos_token_id), setup.policy.tokenizer
-    assert adversary.ending(tokenizer, closed, (), 8) == (5, "eos") and adversary.ending(
-        tokenizer, closed, (), 5
-    ) == (5, "eos")
-    assert adversary.ending(tokenizer, closed, (), 3) == (3, "length")
-    assert adversary.ending(tokenizer, closed, ("=",), 8) == (2, "stop") and adversary.ending(
-        tokenizer, closed, ("=",), 1
-    ) == (1, "length")
+    assert adversary.completion_end(tokenizer, closed, (), 8) == (
+        5,
+        "eos",
+    ) and adversary.completion_end(tokenizer, closed, (), 5) == (5, "eos")
+    assert adversary.completion_end(tokenizer, closed, (), 3) == (3, "length")
+    assert adversary.completion_end(tokenizer, closed, ("=",), 8) == (
+        2,
+        "stop",
+    ) and adversary.completion_end(tokenizer, closed, ("=",), 1) == (1, "length")
 
 
 def test_evaluation_uses_the_verifier_of_the_rows_if_they_name_one(toy, tmp_path):

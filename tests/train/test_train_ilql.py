@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Draw
-from laurel.data.formats import needs
+from laurel.data.formats import rows_fit_for
 from laurel.data.source import Row
 from laurel.model.policy import Policy, load_causal, load_tokenizer
 from laurel.rollout.data import logged
@@ -165,7 +165,7 @@ def test_a_row_without_a_finite_reward_is_named(reward, toy, tmp_path):
 def test_numbers_that_are_not_finite_are_no_rewards(reward):
     """JSON has no such numbers, other files do."""
     with pytest.raises(UsageError, match=r"x.parquet:2.*field `reward`: expected a finite number"):
-        needs(
+        rows_fit_for(
             [Row({"prompt": "1=", "completion": "7", "reward": reward}, "x.parquet:2", "id")],
             "logged",
         )
@@ -177,12 +177,14 @@ def test_what_a_row_must_hold_and_what_becomes_of_it(toy):
     """
     row = Row({"prompt": "1=", "completion": "77", "reward": -2.5}, "x.jsonl:1", "id")
     with pytest.raises(UsageError, match="Rename `score` to `reward`"):
-        needs([Row({"prompt": "1=", "completion": "7", "score": 1}, "x.jsonl:1", "id")], "logged")
-    assert needs([Row({**row.columns, "reward": "good"}, "x.jsonl:1", "id")], "sft")
-    assert needs([Row({**row.columns, "label": True}, "x.jsonl:1", "id")], "logged")
+        rows_fit_for(
+            [Row({"prompt": "1=", "completion": "7", "score": 1}, "x.jsonl:1", "id")], "logged"
+        )
+    assert rows_fit_for([Row({**row.columns, "reward": "good"}, "x.jsonl:1", "id")], "sft")
+    assert rows_fit_for([Row({**row.columns, "label": True}, "x.jsonl:1", "id")], "logged")
     policy = Policy(load_causal(toy["model"], torch.float32), load_tokenizer(toy["model"]))
     (group,) = logged(
-        policy, needs([row], "logged"), run="r", step=0, train_on=None, max_length=None
+        policy, rows_fit_for([row], "logged"), run="r", step=0, train_on=None, max_length=None
     )
     assert group.rewards == (-2.5,) and len(group.samples) == 1
     ids = group.samples[0].completion_ids

@@ -19,7 +19,7 @@ from laurel.core.load import resolve_paths
 from laurel.core.numbered_dirs import claim_dir
 from laurel.core.run import Run
 from laurel.train import interrupt, loop, progress
-from laurel.train.best import check_best, exhausted, is_best
+from laurel.train.best import check_best, is_best, out_of_patience
 from laurel.train.checkpoint import complete_first
 from laurel.train.loop import train
 from laurel.train.run_data import in_epochs
@@ -214,7 +214,9 @@ def test_which_way_is_better_is_known_or_asked_for(toy):
         for step, value in enumerate(values, 1):
             state.step = step
             is_best(setup, state, {full: value})
-        assert state.best_step == expected and exhausted(setup.config, state) == (expected != 3)
+        assert state.best_step == expected and out_of_patience(setup.config, state) == (
+            expected != 3
+        )
 
 
 ROW = [type("Row", (), {"part": ""})()]

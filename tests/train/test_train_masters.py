@@ -18,7 +18,7 @@ from laurel.model.scratch import save_scratch
 from laurel.train import masters, setup
 from laurel.train.checkpoint import complete_first
 from laurel.train.loop import optimizer_step, total_norm, train
-from laurel.train.masters import Masters, joined, parted
+from laurel.train.masters import Masters, join_float32, split_float32
 from laurel.train.optimizer import check_optim, make_optimizer, state_bytes
 from laurel.train.setup import prepare
 
@@ -38,8 +38,8 @@ def test_a_weight_and_its_rest_are_the_master_bit_by_bit():
         [0.0, -0.0, 1e-40, -1e-40, 3.38e38, -3.38e38, 1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8]
     )
     master = torch.cat([numbers, odd])
-    weight, rest = parted(master)
-    assert torch.equal(joined(weight, rest).view(torch.int32), master.view(torch.int32))
+    weight, rest = split_float32(master)
+    assert torch.equal(join_float32(weight, rest).view(torch.int32), master.view(torch.int32))
     gap, nearest = (weight.double() - master).abs(), (master.bfloat16().double() - master).abs()
     assert torch.equal(gap, nearest)  # of a tie either neighbour
 
@@ -82,9 +82,11 @@ def test_small_steps_add_up_as_in_float32_and_not_in_bfloat16(monkeypatch):
     steps(300, {"a": wide, "v": beside[1]}, config, gradient)
     assert torch.equal(naive, start)
     assert torch.equal(
-        joined(ours.data.view(-1), made.parts[0].rest).view(20, 30), wide
+        join_float32(ours.data.view(-1), made.parts[0].rest).view(20, 30), wide
     ) and torch.equal(*beside)
-    assert float((ours != start).float().mean()) > 0.02 and torch.equal(ours, parted(wide.data)[0])
+    assert float((ours != start).float().mean()) > 0.02 and torch.equal(
+        ours, split_float32(wide.data)[0]
+    )
     assert made.parts[0].inner[0].param_groups[0]["params"][0].numel() == 0  # no float32 copy stays
 
 

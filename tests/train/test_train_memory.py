@@ -27,7 +27,7 @@ from laurel.train import activation_memory, memory
 from laurel.train.activation_memory import activations, kept_by
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.loop import train
-from laurel.train.memory import foreseen, longest_groups, work_in
+from laurel.train.memory import forecast_bytes, longest_groups, work_in
 from laurel.train.options import resolve
 from laurel.train.setup import prepare
 
@@ -106,7 +106,7 @@ def test_what_the_doctor_tells_is_what_a_run_foresees_and_measures(
     reference = SimpleNamespace(adapters_off=peft, policy=policy)
     divided = SimpleNamespace(by_comparison=False, packs=policy.packs)
     work = work_in(longest_groups([(1,) * 24] * 4, 4, 20), config, divided, 4, 24, 20)
-    found = foreseen(policy, reference, None, config, ALGORITHMS["grpo"], work, "cpu")
+    found = forecast_bytes(policy, reference, None, config, ALGORITHMS["grpo"], work, "cpu")
     assert policy.packs and work.several and told.tokens == 24 + 4 * 20
     assert told.found.there == found.there and told.found.phases == found.phases
     assert told.found.parts == {
@@ -162,7 +162,7 @@ def test_a_family_that_cannot_be_imagined_is_measured(toy, tmp_path, monkeypatch
     body, batch = memory.body_of(policy.causal), activation_memory.one_row(300)
     monkeypatch.setattr(
         activation_memory,
-        "imagined",
+        "activation_bytes",
         lambda *of: (_ for _ in ()).throw(RuntimeError("no meta kernel")),
     )
     assert activations(body, batch, policy.autocast, weights) == pytest.approx(
@@ -175,7 +175,7 @@ def test_all_that_a_step_takes_is_foreseen(toy, tmp_path):
     doubles what is trained and kept.
     """
     plain, _ = prepare("grpo", toy_config(toy, tmp_path / "a", num_generations=8, beta=0.1))
-    one = foreseen(
+    one = forecast_bytes(
         plain.policy, plain.reference, None, plain.config, plain.row, memory.work_of(plain), "cpu"
     )
     weights = 4 * plain.policy.num_parameters
@@ -191,13 +191,13 @@ def test_all_that_a_step_takes_is_foreseen(toy, tmp_path):
     actor, _ = prepare(
         "ppo", toy_config(toy, tmp_path / "b", num_generations=8, critic_model="policy")
     )
-    two = foreseen(
+    two = forecast_bytes(
         actor.policy, None, actor.companion, actor.config, actor.row, memory.work_of(actor), "cpu"
     )
     assert two.there["critic"] > 0.9 * weights and two.parts["gradients"] > 1.9 * weights
     assert two.parts["activations"] == pytest.approx(2 * one.parts["activations"], rel=0.01)
     search, _ = prepare("es", toy_config(toy, tmp_path / "c", population=4))
-    few = foreseen(
+    few = forecast_bytes(
         search.policy, None, None, search.config, search.row, memory.work_of(search), "cpu"
     )
     assert few.parts["a copy"] == weights and "activations" not in few.parts
@@ -215,7 +215,10 @@ def test_activations_and_gradients_are_there_together_only_where_gradients_wait(
         )
         work = memory.work_of(made)
         found.append(
-            (work.several, foreseen(made.policy, None, None, made.config, made.row, work, "cpu"))
+            (
+                work.several,
+                forecast_bytes(made.policy, None, None, made.config, made.row, work, "cpu"),
+            )
         )
     (alone, one), (several, many) = found
     assert not alone and several

@@ -20,10 +20,10 @@ from laurel.train.roofline import (
     Product,
     Work,
     body_of,
-    bound,
-    drawn,
+    bound_seconds,
+    count_pass,
+    count_sampling,
     pairs,
-    passed,
     product_rate,
     read_rate,
 )
@@ -76,11 +76,11 @@ def test_a_pass_is_counted_by_hand():
     + 5, 4 + 5 + 6 + 7 of the rows.
     """
     work, body = Work(), body_of(llama())
-    passed(work, body, batch_of((0, 3, 2), (0, 3, 4)), learns=False)
+    count_pass(work, body, batch_of((0, 3, 2), (0, 3, 4)), learns=False)
     attention = 2 * (6 + 9 + 22) * 2 * (2 * 2 * 4)
     assert work.operations == 2 * (9 * 2 * LAYER + 6 * 8 * 20) + attention
     learnt = Work()
-    passed(learnt, body, batch_of((0, 3, 2), (0, 3, 4)), learns=True)
+    count_pass(learnt, body, batch_of((0, 3, 2), (0, 3, 4)), learns=True)
     assert learnt.operations == 3 * work.operations and not learnt.reads
     assert (
         Product("weights", 4, 8, 8, 12) in learnt.products
@@ -101,7 +101,7 @@ def test_a_pass_is_what_torch_counts_on_the_plain_model(tied, learns):
         if learns:
             logits.logsumexp(-1).sum().backward()
     work, body = Work(), body_of(model)
-    passed(work, body, batch, learns=learns)
+    count_pass(work, body, batch, learns=learns)
     masked = 2 * 2 * 2 * 4 * 2 * (11 * 11 - 66) * (3 if learns else 1)
     rotary = sum(
         count
@@ -116,8 +116,8 @@ def test_frozen_weights_have_no_gradient_of_their_own():
     model = llama()
     model.model.layers[0].mlp.requires_grad_(False)
     work, whole = Work(), Work()
-    passed(whole, body_of(llama()), batch_of((0, 3, 5)), learns=True)
-    passed(work, body_of(model), batch_of((0, 3, 5)), learns=True)
+    count_pass(whole, body_of(llama()), batch_of((0, 3, 5)), learns=True)
+    count_pass(work, body_of(model), batch_of((0, 3, 5)), learns=True)
     assert whole.operations - work.operations == 2 * 8 * 3 * 8 * 12
 
 
@@ -129,7 +129,7 @@ def test_sampling_is_counted_by_hand():
     seven tokens.
     """
     work, body = Work(), body_of(llama())
-    drawn(work, body, 4, [5], [[4, 2, 4]])
+    count_sampling(work, body, 4, [5], [[4, 2, 4]])
     passes = 2 * ((5 + 7) * 2 * LAYER + (1 + 7) * 8 * 20)
     assert work.operations == passes + 2 * (15 + 7 * 5) * 2 * (2 * 2 * 4)
     assert sum(work.reads.values()) == 13 * 2 * (2 * 4 * 4)
@@ -150,10 +150,13 @@ def test_the_bound_is_work_over_measured_rates():
     work.multiply(shape, 3e9)
     work.read(1 << 20, 4e9)
     assert (
-        bound(work, torch.float32, CPU, rates := {shape: 1e9, 1 << 20: 2e9}) == 5.0
+        bound_seconds(work, torch.float32, CPU, rates := {shape: 1e9, 1 << 20: 2e9}) == 5.0
         and len(rates) == 2
     )
-    assert bound(work, torch.float32, CPU, rates := {}) > 0 and set(rates) == {shape, 1 << 20}
+    assert bound_seconds(work, torch.float32, CPU, rates := {}) > 0 and set(rates) == {
+        shape,
+        1 << 20,
+    }
     assert 1e7 < product_rate(shape, torch.bfloat16, CPU, 1e-3) < 1e15
     assert 1e7 < product_rate(Product("heads", 4, 8, 16, 32), torch.float32, CPU, 1e-3) < 1e15
     assert 1e7 < read_rate(1 << 20, CPU, 1e-3) < 1e14
@@ -178,7 +181,7 @@ def test_a_step_is_held_against_its_own_work(name, tmp_path):
     loop.step(setup, state, Sums())
     work = setup.clock.work
     assert work.operations > 0 and bool(work.reads) == (name in ("grpo", "ppo"))
-    assert bound(work, torch.float32, CPU, {}) > 0
+    assert bound_seconds(work, torch.float32, CPU, {}) > 0
 
 
 def test_the_policy_of_an_adapter_counts_its_small_matrices():

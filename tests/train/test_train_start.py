@@ -10,7 +10,7 @@ from laurel.core.metrics import Sums
 from laurel.fast import products
 from laurel.model.policy import Policy
 from laurel.train import loop, setup
-from laurel.train.checks import tried
+from laurel.train.checks import probe_sizes
 from laurel.train.loop import train
 from laurel.train.setup import prepare
 
@@ -91,7 +91,7 @@ def test_the_start_costs_a_tenth_of_a_step_or_512_tokens(step, toy, tmp_path):
         "num_generations": generations,
         "max_completion_length": length,
     }
-    assert tried(toy_config(toy, tmp_path, max_turns=turns, **sizes)) == TRIED[step]
+    assert probe_sizes(toy_config(toy, tmp_path, max_turns=turns, **sizes)) == TRIED[step]
 
 
 def test_a_run_is_checked_with_so_many_samples(toy, tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_a_resumed_run_multiplies_with_the_library_it_began_with(toy, tmp_path, 
         for resume, first in ((False, 2.0), (True, 0.5)):
             monkeypatch.setattr(
                 products,
-                "remembered",
+                "cached_choice",
                 lambda *shape, first=first: products.picked({"default": first, "onednn/tf32": 1.0}),
             )
             setup, _ = prepare("sft", toy_config(toy, tmp_path / "run", reward=None, resume=resume))

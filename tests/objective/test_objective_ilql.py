@@ -8,12 +8,12 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from laurel.objective.implicit import (
-    asymmetric,
+from laurel.objective.ilql import (
     backup,
-    following,
+    expectile_square,
     implicit_metrics,
     implicit_q,
+    next_value,
 )
 
 NAN = float("nan")
@@ -62,7 +62,7 @@ def test_backups_by_hand(make_batch):
         backup(wide([0.4, 0.6]), make_batch(wide([1, 1])), 0.9), wide([0.54, 1.0])
     )
     batch = make_batch(wide([5, 5, 5, 5]), mask=[[True, False, True, False]])
-    last, after = following(wide([1, 2, 3, 4]), batch)
+    last, after = next_value(wide([1, 2, 3, 4]), batch)
     assert last.tolist() == [[False, False, True, False]] and after.tolist() == [[3, 0, 0, 0]]
     torch.testing.assert_close(backup(wide([1, 2, 3, 4]), batch, 0.5), wide([1.5, 0, 5, 0]))
     short = make_batch(wide([1, 1, 1], [2, 2, 2]), lengths=[2, 3])
@@ -75,13 +75,13 @@ def test_the_expectile_minimises_the_asymmetric_square():
     """Right with probability p: the slope is 0 at tau p / (tau p + (1 - tau)(1 - p)); .5 is the
     mean, 1 the maximum.
     """
-    assert asymmetric(wide([2, -2]), 0.7).tolist() == [
+    assert expectile_square(wide([2, -2]), 0.7).tolist() == [
         [pytest.approx(2.8, rel=1e-12), pytest.approx(1.2, rel=1e-12)]
     ]
     for tau in (0.5, 0.7, 0.999):
         for p in (0.1, 0.6):
             v = wide([tau * p / (tau * p + (1 - tau) * (1 - p))]).requires_grad_()
-            loss = p * asymmetric(1 - v, tau) + (1 - p) * asymmetric(0 - v, tau)
+            loss = p * expectile_square(1 - v, tau) + (1 - p) * expectile_square(0 - v, tau)
             assert torch.autograd.grad(loss.sum(), v)[0].abs().max() < 1e-12
 
 

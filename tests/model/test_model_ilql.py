@@ -22,7 +22,7 @@ from transformers import (
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
-from laurel.model.implicit import folded, new_heads
+from laurel.model.ilql import fold_q_into_head, new_heads
 from laurel.model.interface import PolicyWithAuxiliary
 from laurel.model.policy import Policy, load_policy
 from laurel.model.scratch import char_tokenizer, save_scratch
@@ -131,7 +131,7 @@ def test_folded_by_hand():
         torch.tensor([[4.0, 0.0]]),
         torch.tensor([[0.0, 2.0]]),
     )
-    assert folded(W, [first, second], 0.5).tolist() == [[2.0, 2.5]]
+    assert fold_q_into_head(W, [first, second], 0.5).tolist() == [[2.0, 2.5]]
 
 
 def decodes_as_stated(heads, policy, folder):
@@ -188,7 +188,7 @@ def test_beta_0_saves_the_policy_itself(policy, tmp_path):
 def test_a_folder_that_would_not_decode_as_stated_is_not_passed_off(policy, tmp_path, monkeypatch):
     heads = shaken(policy)
     monkeypatch.setattr(
-        "laurel.model.implicit.folded",
+        "laurel.model.ilql.fold_q_into_head",
         lambda weight, q, beta: weight + 1.01 * beta * sum(w for w in q) / 2,
     )
     with pytest.raises(LaurelError, match=r"differs from .* should be log pi \+ beta"):

@@ -95,13 +95,13 @@ def losses(
     u_NT = trained(target_q_NT.detach() - value_NT, batch)
     return Losses(
         q=torch.stack([trained(q_NT - return_NT, batch).square() for q_NT in q_KNT]).sum(0),
-        value=asymmetric(u_NT, expectile),
+        value=expectile_square(u_NT, expectile),
         cql=-torch.stack([trained(logq_NT, batch) for logq_NT in logq_KNT]).sum(0),
         awac=-(awac_beta * u_NT).exp().detach() * trained(logp_NT, batch),
     )
 
 
-def asymmetric(u: Tensor, expectile: float) -> Tensor:
+def expectile_square(u: Tensor, expectile: float) -> Tensor:
     """A square with weight tau above V and 1 - tau below, of any shape.
 
         |tau - 1[u < 0]| u^2,    tau = expectile
@@ -121,12 +121,12 @@ def backup(value_NT: Tensor, batch: Batch, gamma: float) -> Tensor:
 
     V = (.4, .6), R = 1, gamma = .9: (.54, 1).
     """
-    last_NT, next_NT = following(value_NT, batch)
+    last_NT, next_NT = next_value(value_NT, batch)
     reward_NT = torch.where(last_NT, required(batch.reward_N)[:, None], 0.0)
     return reward_NT + gamma * next_NT
 
 
-def following(value_NT: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def next_value(value_NT: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """The last trained token of each row, and V at the next trained token: [N, T] each.
 
     The first is bool, True at the row's last trained token. The second is 0 at the last trained
@@ -160,7 +160,7 @@ def implicit_metrics(
     """
     how = {"gamma": gamma, "expectile": expectile, "awac_beta": awac_beta}
     found = losses(logp_NT, q_KNT, logq_KNT, target_q_NT, value_NT, batch, **how)
-    last_NT, _ = following(value_NT, batch)
+    last_NT, _ = next_value(value_NT, batch)
     columns = {
         "implicit/q": q_KNT.mean(0),
         "implicit/value": value_NT,

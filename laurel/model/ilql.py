@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch, Outputs
 from laurel.fast.logprob import chunked_logprobs, wide
-from laurel.model.narrow import reading
+from laurel.model.narrow import autocast_for
 from laurel.model.policy import Policy, trained_positions
 from laurel.model.saving import auto_causal, largest, model_gap, precision, proven, rounding_note
 from laurel.model.written import Piece, head_name, pieces_of, write_model
@@ -79,14 +79,14 @@ class Heads:
         ones_M = torch.ones_like(hidden_MD[:, 0])
         found: dict[str, Tensor] = {}
         if "q_KNT" in wanted:
-            q = [taken(q.weight, hidden_MD, ids_M) for q in self.all("q")]
+            q = [token_output(q.weight, hidden_MD, ids_M) for q in self.all("q")]
             found["q_KNT"] = torch.stack(q)
         if "logq_KNT" in wanted:
             logq = [chunked_logprobs(q, hidden_MD, ids_M, ones_M).logp for q in self.all("q")]
             found["logq_KNT"] = torch.stack(logq)
         if "target_q_NT" in wanted:
             with torch.no_grad():
-                slow = [taken(q.weight, hidden_MD, ids_M) for q in self.all("target")]
+                slow = [token_output(q.weight, hidden_MD, ids_M) for q in self.all("target")]
                 found["target_q_NT"] = torch.stack(slow).amin(0)
         if "value_NT" in wanted:
             found["value_NT"] = self.model["v"](hidden_MD)[:, 0]
@@ -150,7 +150,7 @@ class Heads:
 
         def rows(start: int, stop: int) -> Tensor:
             some_KvD = [q_VD[start:stop] for q_VD in q_KVD]
-            return folded(plain.rows(start, stop), some_KvD, self.decode_beta)
+            return fold_q_into_head(plain.rows(start, stop), some_KvD, self.decode_beta)
 
         return {name: Piece(plain.shape, plain.dtype, rows)}
 
@@ -161,7 +161,7 @@ class Heads:
         policy.model.eval()
         causal: Any = policy.causal
         ids = policy.probe()
-        with reading(causal):
+        with autocast_for(causal):
             hidden = getattr(causal, causal.base_model_prefix)(ids).last_hidden_state
             logits = causal(ids).logits
         found = logits.double().log_softmax(-1) + self.decode_beta * self.advantage(hidden).double()
@@ -180,14 +180,14 @@ def log_softmax(logits: Tensor) -> Tensor:
     return logits.log_softmax(-1)
 
 
-def taken(weight_VD: Tensor, hidden_MD: Tensor, ids_M: Tensor) -> Tensor:
+def token_output(weight_VD: Tensor, hidden_MD: Tensor, ids_M: Tensor) -> Tensor:
     """What a linear head says of one token of each state: [V, D], [M, D], [M] -> [M], without the
     rest of the vocabulary.
     """
     return (weight_VD[ids_M] * hidden_MD).sum(1)
 
 
-def folded(weight_VD: Tensor, q_KVD: Sequence[Tensor], decode_beta: float) -> Tensor:
+def fold_q_into_head(weight_VD: Tensor, q_KVD: Sequence[Tensor], decode_beta: float) -> Tensor:
     """W + decode_beta mean_k W_k: the head whose softmax is that of log pi + decode_beta (Q - V),
     [V, D].
 

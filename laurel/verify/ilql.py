@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from laurel.core.metrics import Sums
-from laurel.model.implicit import Heads, folded
+from laurel.model.ilql import Heads, fold_q_into_head
 from laurel.train import loop
 from laurel.train.session import State
 from laurel.verify.finding import Finding, apart, same
 from laurel.verify.heads import Tables, some_tables, table_heads, tables_of
 from laurel.verify.pairs import graded
-from laurel.verify.recomputed_implicit import Step, step
+from laurel.verify.recomputed_ilql import Step, step
 from laurel.verify.world import Drawn, World, as_groups, ascent_of, build, make_world
 
 NAME = "ilql"
@@ -375,7 +375,7 @@ def best_of_the_log(world: World, log: Tensor) -> Iterator[Finding]:
 def decoded(logits_XSV: Tensor, tables: Tables, beta: float) -> Tensor:
     """[X, S, V] the logits of the head that the library saves: weights are [V, X * S]."""
     heads = [q.flatten(0, 1).T for q in tables.q]
-    saved = folded(logits_XSV.flatten(0, 1).T, heads, beta)
+    saved = fold_q_into_head(logits_XSV.flatten(0, 1).T, heads, beta)
     return saved.T.unflatten(0, logits_XSV.shape[:2])
 
 
