@@ -152,7 +152,7 @@ class Step:
             **OPTIONS.get(name, {}),
         )
         if name in BESIDE:
-            self.setup.companion = BESIDE[name](self.policy)
+            self.setup.auxiliary = BESIDE[name](self.policy)
         self.setup.optimizer = make_optimizer(self.setup.trainable(), self.setup.config)
         self.reference = None if scores else Reference(self.policy, adapters_off=False)
         self.batch = pack(groups)

@@ -166,8 +166,8 @@ def fit(algorithm: str, config: Any, kind: str, there: tuple[int, int] | None) -
             "critic_model": config.critic_model and "policy",
         }
     )
-    policy, companion = without_memory(config, row, precision_on(config, kind))
-    trainable = {**policy.trainable(), **(companion.trainable() if companion else {})}
+    policy, auxiliary = without_memory(config, row, precision_on(config, kind))
+    trainable = {**policy.trainable(), **(auxiliary.trainable() if auxiliary else {})}
     vocabulary = policy.causal.get_output_embeddings().weight.shape[0]
     coming = sum(state_bytes(trainable, config.optim).values()) + weights_of(policy.model)
     useful = config.token_budget * vocabulary * policy.dtype.itemsize
@@ -178,7 +178,7 @@ def fit(algorithm: str, config: Any, kind: str, there: tuple[int, int] | None) -
         by_comparison=config.loss_aggregation == "comparison_mean", packs=policy.packs
     )
     work = work_in(*rows_of(config, row, divided))
-    found = forecast_bytes(policy, reference, companion, config, row, work, kind)
+    found = forecast_bytes(policy, reference, auxiliary, config, row, work, kind)
     return Fit(found, computed(work.micro, packed=policy.packs), ways_out(config, row, found))
 
 
@@ -229,13 +229,13 @@ def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]
             checkpoint_activations(model)
     policy = Policy(model.eval(), None, dtype, whole_logits=False)
     with torch.device("meta"):
-        companion = row.trained.load(config, policy) if row.trained.load else None
+        auxiliary = row.trained.load(config, policy) if row.trained.load else None
     mode = FakeTensorMode()
-    for module in (model, *([companion.model] if companion else [])):
+    for module in (model, *([auxiliary.model] if auxiliary else [])):
         to_fake_tensors(module, mode)
-    for body in (body_of(policy.causal), *own_bodies(companion)):
+    for body in (body_of(policy.causal), *own_bodies(auxiliary)):
         KNOWN[without_peft(body)] = looks_packed(without_peft(body))
-    return policy, companion
+    return policy, auxiliary
 
 
 def to_fake_tensors(model: nn.Module, mode: FakeTensorMode) -> None:

@@ -466,8 +466,8 @@ def take_step(session: Session, state: State, sums: Sums) -> None:
         norm = optimizer_step(session.optimizer, parameters, state.step, session.config)
     sums.add("grad_norm", norm, 1)
     sums.add("loss", 0.0, parallel.rank() == 0)
-    if session.companion is not None:
-        session.companion.follow()
+    if session.auxiliary is not None:
+        session.auxiliary.follow()
 
 
 @phase("forward")
@@ -488,7 +488,7 @@ def forward(session: Session, micro: Batch) -> Outputs:
 def with_signal(session: Session, batch: Batch) -> Batch:
     """The rows that have a gradient.
 
-    A row whose weights are all zero adds exactly nothing, unless KL, entropy or a companion's error
+    A row whose weights are all zero adds exactly nothing, unless KL, entropy or a auxiliary's error
     is in the loss; then one that no term of the loss counts adds nothing. A comparison without two
     sides adds nothing. They were counted in the denominator before; leaving them out of the forward
     and backward pass changes no gradient.
@@ -500,7 +500,7 @@ def with_signal(session: Session, batch: Batch) -> Batch:
         counts_N = session.terms[0].unit(batch).weight[place_N] != 0
         return batch.rows(ints(counts_N.nonzero()[:, 0]))
     kl = config.beta and config.kl_placement == "loss"
-    if session.companion is not None or kl or config.entropy_coef:
+    if session.auxiliary is not None or kl or config.entropy_coef:
         counts = [
             (term.unit(batch).weight != 0).reshape(len(batch), -1).any(1) for term in session.terms
         ]

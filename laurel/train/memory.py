@@ -84,7 +84,7 @@ class Foreseen:
 
 
 def forecast_bytes(
-    policy: Any, reference: Any, companion: Any, config: Any, row: Any, work: Work, kind: str
+    policy: Any, reference: Any, auxiliary: Any, config: Any, row: Any, work: Work, kind: str
 ) -> Foreseen:
     """The bytes that a run takes on a device, of models that may be without memory.
 
@@ -94,9 +94,9 @@ def forecast_bytes(
     there = {"policy": weights_of(policy.model)}
     if reference is not None:
         there["reference"] = 0 if reference.adapters_off else weights_of(reference.policy.model)
-    if companion is not None:
-        there[row.trained.auxiliary] = weights_of(companion.model)
-    trained: dict[str, Any] = {**policy.trainable(), **(companion.trainable() if companion else {})}
+    if auxiliary is not None:
+        there[row.trained.auxiliary] = weights_of(auxiliary.model)
+    trained: dict[str, Any] = {**policy.trainable(), **(auxiliary.trainable() if auxiliary else {})}
     weights = bytes_of(trained.values())
     parts = sampling(policy, work, kind)
     phases = {"sampling": (*OPTIMISER, *parts)} if parts else {}
@@ -107,7 +107,7 @@ def forecast_bytes(
     parts |= state_bytes(trained, config.optim)
     if config.optim.startswith("paged") and kind == "cuda":
         parts["moments"] = 0  # they leave a GPU that is full
-    parts |= backward(policy, companion, config, row, work, kind)
+    parts |= backward(policy, auxiliary, config, row, work, kind)
     parts["a tensor at a time"] = master_copy_bytes(trained)
     parts["what is saved"] = weights
     return Foreseen(there, parts, phases | phases_of(work.several, (*OPTIMISER, *always)))
@@ -149,17 +149,17 @@ def master_copy_bytes(trained: dict[str, Any]) -> int:
 
 
 def backward(
-    policy: Any, companion: Any, config: Any, row: Any, work: Work, kind: str
+    policy: Any, auxiliary: Any, config: Any, row: Any, work: Work, kind: str
 ) -> dict[str, int]:
     """Bytes that a micro-batch adds.
 
     These are activations, logits, the gradient of the head, and gradients of which there are two
     for a while.
     """
-    kept, copied = activation_bytes(policy, companion, config, work, kind)
+    kept, copied = activation_bytes(policy, auxiliary, config, work, kind)
     learning = list(policy.trainable().values())
-    if companion is not None:
-        learning += companion.trainable().values()
+    if auxiliary is not None:
+        learning += auxiliary.trainable().values()
     found = {
         "activations": kept - copied,
         "gaps in the heap": int(GAPS * kept) if kind == "cpu" else 0,
@@ -177,15 +177,15 @@ def backward(
 
 
 def activation_bytes(
-    policy: Any, companion: Any, config: Any, work: Work, kind: str
+    policy: Any, auxiliary: Any, config: Any, work: Work, kind: str
 ) -> tuple[int, int]:
     """Bytes that the forward pass of a micro-batch keeps, and the part that is copies of weights.
 
     Copies are made of weights that are held in another precision.
     """
-    bodies = [getattr(policy, "causal", policy.model), *own_bodies(companion)]
+    bodies = [getattr(policy, "causal", policy.model), *own_bodies(auxiliary)]
     bodies = [body_of(model) for model in bodies]
-    weights = [*policy.model.parameters(), *(companion.model.parameters() if companion else ())]
+    weights = [*policy.model.parameters(), *(auxiliary.model.parameters() if auxiliary else ())]
     # a GPU that is not here computes otherwise
     there = nullcontext() if kind == "cpu" else off_cpu()
     with in_training(policy.model, not config.disable_dropout), there:
@@ -212,9 +212,9 @@ def body_of(model: Any) -> Any:
     return getattr(model, getattr(model, "base_model_prefix", ""), model)
 
 
-def own_bodies(companion: Any) -> list[Any]:
+def own_bodies(auxiliary: Any) -> list[Any]:
     """The body of a critic or discriminator that has one of its own."""
-    model = getattr(companion, "model", None)
+    model = getattr(auxiliary, "model", None)
     return [model["body"]] if isinstance(model, torch.nn.ModuleDict) and "body" in model else []
 
 
@@ -340,7 +340,7 @@ def memory(session: Session) -> str:
     found = forecast_bytes(
         session.policy,
         session.reference,
-        session.companion,
+        session.auxiliary,
         session.config,
         session.row,
         work_of(session),

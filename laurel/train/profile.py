@@ -22,9 +22,9 @@ def count_learning(session: Session, batch: Batch) -> None:
     if session.clock.device is None:  # nobody watches
         return
     session.clock.passed(whole_model(session.policy), batch, learns=True)
-    if session.companion is not None:
-        own = dict(session.companion.model.named_children())
-        session.clock.passed(own.get("body", session.companion.model), batch, learns=True)
+    if session.auxiliary is not None:
+        own = dict(session.auxiliary.model.named_children())
+        session.clock.passed(own.get("body", session.auxiliary.model), batch, learns=True)
 
 
 def whole_model(policy: Any) -> nn.Module:

@@ -110,7 +110,7 @@ def rounded(tokens: int) -> int:
 def body_of(model: nn.Module) -> Body:
     """What of a Hugging Face model costs time.
 
-    A companion without a body has only its trained matrices, and no attention.
+    A auxiliary without a body has only its trained matrices, and no attention.
     """
     config: Any = getattr(model, "config", None)
     matrices = matrices_of(model, config)

@@ -218,7 +218,7 @@ class Session:
     """What the loop works with.
 
     rows are trained on, eval_rows are kept for evaluation. mixture: the rewards (None: the data
-    has its own signal). companion: what is trained beside the policy. history and alarmed: metrics
+    has its own signal). auxiliary: what is trained beside the policy. history and alarmed: metrics
     so far, and alarms that were raised. end_notes: who asked for the run's end. scored: has any
     reward judged any sample yet?
     """
@@ -237,7 +237,7 @@ class Session:
     bound: BoundRow
     notes: list[str]
     reference_cache: ReferenceCache | None = None
-    companion: AuxiliaryModel | None = None
+    auxiliary: AuxiliaryModel | None = None
     pretraining: list[Row] = field(default_factory=list[Row])
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     alarmed: set[str] = field(default_factory=set[str])
@@ -249,14 +249,14 @@ class Session:
     @property
     def model(self) -> Model:
         """What the loop trains, as one model: `forward(batch, wanted)`."""
-        if self.companion is None:
+        if self.auxiliary is None:
             return self.policy
-        return PolicyWithAuxiliary(self.policy, self.companion)
+        return PolicyWithAuxiliary(self.policy, self.auxiliary)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter, of everything the optimiser moves: policy and companion."""
+        """Name -> parameter, of everything the optimiser moves: policy and auxiliary."""
         own = self.policy.trainable()
-        return {**own, **self.companion.trainable()} if self.companion else {**own}
+        return {**own, **self.auxiliary.trainable()} if self.auxiliary else {**own}
 
     def saved_parameters(self) -> dict[str, nn.Parameter]:
         """Name -> parameter, of everything a checkpoint holds.
@@ -264,7 +264,7 @@ class Session:
         These are what is trained, and the target networks that follow it.
         """
         own = self.trainable()
-        return {**own, **self.companion.followers()} if self.companion else own
+        return {**own, **self.auxiliary.followers()} if self.auxiliary else own
 
     def score(self, groups: list[Group]) -> list[Group]:
         """R(x): the groups with the results of rewards, the configuration's or the source's judge.
@@ -284,13 +284,13 @@ class Session:
     def save_model(self) -> list[str]:
         """Save the trained model in the run's `model`; returns lines for the user.
 
-        Adapters are saved as a PEFT folder. A companion with a `save` of its own (it changes how
+        Adapters are saved as a PEFT folder. A auxiliary with a `save` of its own (it changes how
         the policy decodes) saves both.
         """
         # from now on `model` is ours: a resumed run may write it again
         self.run.note({"saving": True})
         how: dict[str, Any] = {"merge": self.config.save_merged, "dtype": self.config.save_dtype}
-        save = getattr(self.companion, "save", None)
+        save = getattr(self.auxiliary, "save", None)
         if save:
             return save(self.policy, self.run.model, **how)
         return self.policy.save(self.run.model, **how)
@@ -337,7 +337,7 @@ class Session:
         """Can the reward be exploited? A learned one, or any with a critic."""
         if self.learns_from_data:
             return False
-        return self.learned_reward or self.companion is not None
+        return self.learned_reward or self.auxiliary is not None
 
     def drawn_rows(self, start: int, count: int) -> list[Row]:
         """The rows of `count` draws after `start` earlier ones, in a seeded order.

@@ -76,14 +76,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Models:
-    """What is loaded and trained: policy (or scorer), reference, companion, optimiser.
+    """What is loaded and trained: policy (or scorer), reference, auxiliary, optimiser.
 
     notes: lines for the user.
     """
 
     policy: Any
     reference: Reference | None
-    companion: AuxiliaryModel | None
+    auxiliary: AuxiliaryModel | None
     optimizer: Any
     notes: list[str]
 
@@ -182,16 +182,16 @@ def load_models(config: TrainConfig, row: Algorithm, run: Run) -> tuple[TrainCon
     if isinstance(policy, Policy):
         policy.room = room_for_logits(policy, config, run)
     reference = make_reference(policy, config.reference) if config.reference else None
-    companion = row.trained.load(config, policy) if row.trained.load else None
+    auxiliary = row.trained.load(config, policy) if row.trained.load else None
     optimizer = make_optimizer(
         policy.trainable(),
         config,
-        companion.trainable() if companion else {},
-        getattr(companion, "rate", 1.0),
+        auxiliary.trainable() if auxiliary else {},
+        getattr(auxiliary, "rate", 1.0),
     )
-    bodies = getattr(policy, "causal", policy.model), getattr(companion, "model", None)
+    bodies = getattr(policy, "causal", policy.model), getattr(auxiliary, "model", None)
     config = with_position_limits(config, row.source, *bodies)
-    return config, Models(policy, reference, companion, optimizer, [*policy.notes, *library])
+    return config, Models(policy, reference, auxiliary, optimizer, [*policy.notes, *library])
 
 
 def make_session(
@@ -227,7 +227,7 @@ def make_session(
             *fit_notes,
             epochs,
         ],
-        companion=models.companion,
+        auxiliary=models.auxiliary,
         pretraining=found.pretraining,
         observers=observers,
     )

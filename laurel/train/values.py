@@ -21,7 +21,7 @@ def critic_values(session: Session, batch: Batch) -> tuple[Tensor, Tensor]:
     value_NT = torch.zeros_like(batch.weight_NT)
     after_N = torch.zeros_like(batch.weight_NT[:, 0])
     if session.clock.device is not None:  # a profile counts what the critic's body reads
-        critic: Any = session.companion
+        critic: Any = session.auxiliary
         body = session.policy.causal if critic.shares_body else critic.model["body"]
         unread = batch.replace(loss_mask_NT=torch.zeros_like(batch.loss_mask_NT))
         session.clock.passed(body, unread, learns=False)

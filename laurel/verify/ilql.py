@@ -59,7 +59,7 @@ def run(
     setup = build(world, NAME, world.logits, world.ref, **options)
     heads = table_heads(tables, float(setup.config.target_update or 0))
     recorder: Any = setup.optimizer
-    setup.companion = heads
+    setup.auxiliary = heads
     recorder.parameters[1:] = heads.trainable().values()
     groups = as_groups(
         world, drawn, rewards=rewards, table=world.logits, supervised=True, filler=filler

@@ -73,7 +73,7 @@ def with_shown(
 
 def judge_says(setup: Session, world: World, logit_XN: Tensor) -> None:
     """Give the discriminator of a setup the logits [X, N], whatever its precision."""
-    table: Any = setup.companion
+    table: Any = setup.auxiliary
     table.table.data.copy_(at_ends(world, logit_XN))
 
 

@@ -61,8 +61,8 @@ def first_judge(right: Function) -> Function:
     """`judged` by a copy of the discriminator as it was at the first step."""
 
     def wrong(setup: Any, groups: list[Group]) -> list[Group]:
-        first = vars(setup).setdefault("first", copy.deepcopy(setup.companion))
-        with swapped(setup, "companion", first):
+        first = vars(setup).setdefault("first", copy.deepcopy(setup.auxiliary))
+        with swapped(setup, "auxiliary", first):
             return right(setup, groups)
 
     return wrong
@@ -285,7 +285,7 @@ AUXILIARY = (
     Mutant(
         "the discriminator is not trained",
         session.Session.trainable,
-        changed_arguments(self=lambda setup: replace(setup, companion=None)),
+        changed_arguments(self=lambda setup: replace(setup, auxiliary=None)),
         "whole steps",
         "gail: two whole steps, defaults: what they move",
     ),

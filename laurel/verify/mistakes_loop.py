@@ -158,7 +158,7 @@ LOOP = (
     Mutant(
         "rows of no advantage teach the critic nothing",
         loop.with_signal,
-        changed_arguments(session=lambda setup: replace(setup, companion=None)),
+        changed_arguments(session=lambda setup: replace(setup, auxiliary=None)),
         "critic",
         "ppo: the critic is pulled to V of the policy: visits (V - V_now)",
     ),

@@ -302,11 +302,11 @@ def flat_gradient(
     reference = lambda: Reference(llama.policy, adapters_off=False)  # noqa: E731
     setup = setup_of(name, llama.policy, reference, recorder, **own)
     if row.credit == "critic":
-        setup.companion = shared_critic(llama.policy)
+        setup.auxiliary = shared_critic(llama.policy)
     if row.trained.auxiliary == "heads":
-        setup.companion = new_heads(llama.policy, target_update=0.1, decode_beta=1.0)
+        setup.auxiliary = new_heads(llama.policy, target_update=0.1, decode_beta=1.0)
     if row.trained.auxiliary == "discriminator":
-        setup.companion = make_discriminator(llama.policy)
+        setup.auxiliary = make_discriminator(llama.policy)
     state = State(step=1, running_mean=running_mean)
     loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
     return flat(ascent_of(setup))
@@ -362,7 +362,7 @@ def imitation_gradient(
     parameters = [*llama.policy.trainable().values(), *judge.trainable().values()]
     options = SAMPLED | {"token_budget": token_budget}
     setup = setup_of("gail", llama.policy, None, Recorder(parameters), **options)
-    setup.companion = judge
+    setup.auxiliary = judge
     state = State(step=1)
     ready = with_demonstrations(setup, [], setup.score(groups), Sums())
     loop.update(setup, state, loop.weigh(setup, state, ready, Sums()), Sums())

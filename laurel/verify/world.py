@@ -320,10 +320,10 @@ def build(
     policy = _table_policy(body)
     frozen = _table_policy(TableLM(world.language, ref))
     setup = setup_of(name, policy, lambda: Reference(frozen, adapters_off=False), recorder, **own)
-    companion = _companion(setup, body, ref)
-    if companion is not None:
-        setup.companion = cast(Any, companion)
-        recorder.parameters.extend(companion.trainable().values())
+    auxiliary = _auxiliary(setup, body, ref)
+    if auxiliary is not None:
+        setup.auxiliary = cast(Any, auxiliary)
+        recorder.parameters.extend(auxiliary.trainable().values())
     if critic_then is not None:
         recorder.then.append(critic_then)
     return setup
@@ -334,7 +334,7 @@ def _table_policy(body: TableLM) -> Policy:
     return Policy(body, SimpleNamespace(eos_token_id=body.model.language.eos))
 
 
-def _companion(
+def _auxiliary(
     setup: Session, body: TableLM, ref: Tensor
 ) -> TableCritic | Heads | TableDiscriminator | None:
     """What the row trains beside the policy, with values that depend on the reference's logits."""

@@ -78,11 +78,11 @@ def gradient(llama, name, groups, reference, budget):
     setup = setup_of(name, llama.policy, lambda: reference, None, token_budget=budget, **own)
     beside = {"critic": own_critic, "discriminator": make_discriminator}
     if ALGORITHMS[name].trained.auxiliary == "heads":
-        setup.companion = new_heads(llama.policy, target_update=0.1, decode_beta=0.0)
+        setup.auxiliary = new_heads(llama.policy, target_update=0.1, decode_beta=0.0)
     elif ALGORITHMS[name].trained.auxiliary:
-        setup.companion = beside[ALGORITHMS[name].trained.auxiliary](llama.policy)
+        setup.auxiliary = beside[ALGORITHMS[name].trained.auxiliary](llama.policy)
         torch.nn.init.normal_(
-            next(p for n, p in setup.companion.trainable().items() if "head.weight" in n),
+            next(p for n, p in setup.auxiliary.trainable().items() if "head.weight" in n),
             generator=coin(),
         )
     setup.optimizer, state = Recorder(list(setup.trainable().values())), State(step=10_000)

@@ -113,7 +113,7 @@ def test_a_rate_is_a_multiple_of_the_learning_rate(toy, tmp_path):
             gail_config(toy, tmp_path / str(rate), discriminator_rate=rate, max_grad_norm=0.0),
         )
         loop.step(setup, state, Sums())
-        moved[rate] = setup.companion.model["head"].weight.detach().abs().max()
+        moved[rate] = setup.auxiliary.model["head"].weight.detach().abs().max()
     assert float(moved[1.0]) == pytest.approx(1e-2, rel=1e-3) and float(
         moved[0.5]
     ) == pytest.approx(5e-3, rel=1e-3)
@@ -125,7 +125,7 @@ def test_a_group_of_a_step(toy, tmp_path):
     """
     setup, state = prepare("gail", gail_config(toy, tmp_path))
     torch.nn.init.normal_(
-        setup.companion.model["head"].weight, generator=torch.Generator().manual_seed(0)
+        setup.auxiliary.model["head"].weight, generator=torch.Generator().manual_seed(0)
     )
     sums = Sums()
     groups = loop.collect(setup, state, sums)
@@ -154,7 +154,7 @@ def test_a_group_of_a_step(toy, tmp_path):
     assert torch.equal(found.demonstration_N, demonstration_N)
     assert found.weight_N[demonstration_N].eq(4.5).all()
     assert found.weight_N[~demonstration_N].eq(0.5625).all()
-    logit_N = setup.companion.logits(batch)
+    logit_N = setup.auxiliary.logits(batch)
     told = [reward for group in groups for reward in group.rewards[:-1]]
     agree(logit_N[~demonstration_N].double(), torch.tensor(told, dtype=torch.float64))
 
@@ -171,7 +171,7 @@ def test_T01_micro_batches_change_no_gradient(budget, toy, tmp_path):
             ),
         )
         torch.nn.init.normal_(
-            setup.companion.model["head"].weight, generator=torch.Generator().manual_seed(0)
+            setup.auxiliary.model["head"].weight, generator=torch.Generator().manual_seed(0)
         )
         batch = loop.weigh(setup, state, loop.collect(setup, state, Sums()), Sums())
         kept = {}

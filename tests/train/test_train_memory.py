@@ -192,7 +192,7 @@ def test_all_that_a_step_takes_is_foreseen(toy, tmp_path):
         "ppo", toy_config(toy, tmp_path / "b", num_generations=8, critic_model="policy")
     )
     two = forecast_bytes(
-        actor.policy, None, actor.companion, actor.config, actor.row, memory.work_of(actor), "cpu"
+        actor.policy, None, actor.auxiliary, actor.config, actor.row, memory.work_of(actor), "cpu"
     )
     assert two.there["critic"] > 0.9 * weights and two.parts["gradients"] > 1.9 * weights
     assert two.parts["activations"] == pytest.approx(2 * one.parts["activations"], rel=0.01)

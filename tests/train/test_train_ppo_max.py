@@ -158,7 +158,7 @@ def test_a_cut_row_is_worth_what_the_critic_expects_behind_it(critic, toy, tmp_p
     """
     options = {**toy[0], "bootstrap_truncated": True, "critic": critic, "beta": 0.0}
     setup, state = prepare("ppo", toy_config({**options, "token_budget": 40}, tmp_path))
-    head = setup.companion.model["head"].weight
+    head = setup.auxiliary.model["head"].weight
     torch.nn.init.normal_(head, generator=torch.Generator().manual_seed(0))
     groups = loop.collect(setup, state, Sums())
     first, *others = groups[0].samples
