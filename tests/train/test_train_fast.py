@@ -56,7 +56,7 @@ def general(monkeypatch):
     def switch(on):
         for module in ("fast.packed", "model.policy", "model.scorer"):
             monkeypatch.setattr(
-                f"laurel.{module}.packs", (lambda body: False) if on else packed_packs
+                f"laurel.{module}.can_encode", (lambda body: False) if on else original_can_encode
             )
         monkeypatch.setattr(
             Policy, "readout", property(lambda policy: policy.head) if on else readout
@@ -65,7 +65,7 @@ def general(monkeypatch):
     return switch
 
 
-packed_packs, readout = packed.can_encode, Policy.readout
+original_can_encode, readout = packed.can_encode, Policy.readout
 
 
 def gradient(llama, name, groups, reference, budget):
