@@ -30,18 +30,18 @@ def calls(tree: ast.AST, name: str) -> list[ast.Call]:
 def test_a_script_takes_any_seeds_and_corrects_every_verdict(path):
     assert "sys.argv" not in path.read_text(encoding="utf-8")
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert calls(tree, "seeds_of") and calls(tree, "command")
+    assert calls(tree, "seeds_of") and calls(tree, "make_parser")
     assert all(
-        len(call.args) == 2 for call in calls(tree, "clearly")
+        len(call.args) == 2 for call in calls(tree, "sign_if_clear")
     )  # the differences, and how many comparisons are made
     printed = calls(
         tree, "print_verdicts"
     )  # corrects and compares by itself: test_verdicts_are_corrected_as_printed
-    assert printed or calls(tree, "corrected")
+    assert printed or calls(tree, "correction_note")
     made = any(
         isinstance(node, ast.Name) and node.id in ("MADE", "made") for node in ast.walk(tree)
     )
-    assert printed or calls(tree, "compared") or made
+    assert printed or calls(tree, "comparison_words") or made
 
 
 def test_there_are_scripts():
