@@ -24,7 +24,7 @@ def one_hot(choice_S: np.ndarray, prompts: int) -> np.ndarray:
     return np.eye(prompts)[choice_S]
 
 
-def exact_value(reward_SP: np.ndarray, policy_SP: np.ndarray, question_S: Groups) -> Interval:
+def exact(reward_SP: np.ndarray, policy_SP: np.ndarray, question_S: Groups) -> Interval:
     """mean over queries of sum_p pi(p|q) r(q, p): no estimate but of the queries.
 
     Every prompt that is sent must have been tried.

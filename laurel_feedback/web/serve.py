@@ -64,7 +64,7 @@ def serve(
     store.close()
     print(say, flush=True)
     uvicorn.run(
-        "laurel_feedback.web.serve:make_worker_app",
+        f"laurel_feedback.web.serve:{make_worker_app.__name__}",
         factory=True,
         host=host,
         port=port,

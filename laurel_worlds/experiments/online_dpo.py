@@ -65,12 +65,12 @@ def score(text: str, best: int) -> float:
     return 1 - abs(text.count("b") - best) / LETTERS
 
 
-def reward_within_coverage(completions: list[str], **columns: Any) -> list[float]:
+def near(completions: list[str], **columns: Any) -> list[float]:
     """The gold reward whose optimum the start model covers."""
     return [score(text, WORLDS["near"]) for text in completions]
 
 
-def reward_out_of_coverage(completions: list[str], **columns: Any) -> list[float]:
+def far(completions: list[str], **columns: Any) -> list[float]:
     """The gold reward whose optimum the start model hardly ever writes."""
     return [score(text, WORLDS["far"]) for text in completions]
 

@@ -9,7 +9,7 @@ from laurel.measure.intervals import Interval
 from laurel_prompts.policy_value import (
     auc,
     doubly_robust,
-    exact_value,
+    exact,
     gain,
     inverse_propensity,
     one_hot,
@@ -26,12 +26,12 @@ NAN = np.nan
 def test_values_by_hand():
     reward = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
     policy = one_hot(np.array([0, 0, 1, 1]), 2)
-    assert exact_value(reward, policy, range(4)).value == 0.5
-    assert exact_value(reward, np.full((4, 2), 0.5), range(4)).value == 0.5
+    assert exact(reward, policy, range(4)).value == 0.5
+    assert exact(reward, np.full((4, 2), 0.5), range(4)).value == 0.5
     assert regret(reward, policy, range(4)).value == 0.25
     assert gain(reward, policy, one_hot(np.array([1, 1, 1, 1]), 2), range(4)).value == 0.0
     with pytest.raises(ValueError, match="not tried"):
-        exact_value(np.array([[NAN, 1.0]]), one_hot(np.array([0]), 2), range(1))
+        exact(np.array([[NAN, 1.0]]), one_hot(np.array([0]), 2), range(1))
     with pytest.raises(ValueError, match="every prompt tried"):
         regret(np.array([[NAN, 1.0]]), one_hot(np.array([1]), 2), range(1))
 
