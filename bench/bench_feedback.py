@@ -206,7 +206,9 @@ def make_annotators(store: Store, names: list[str]) -> dict[str, tuple[int, str]
     """Name -> id and cookie of someone who has come and has signed."""
     made = {}
     for name in names:
-        cookie = accounts.accept(store, accounts.invite(store, pseudonym=name)[1])
+        cookie = accounts.accept_invitation(
+            store, accounts.invite_annotator(store, pseudonym=name)[1]
+        )
         who = accounts.session_of(store, cookie)
         assert who is not None and who.annotator is not None
         accounts.consent(store, who.annotator, "keep 1")

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from laurel_worlds.experiments.comparison import figure
+from laurel_worlds.experiments.comparison import draw_figure
 
 
 def main(folder: Path) -> None:
@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
         "samples in training": ([line["step"] for line in drawn], [d["reward"] for d in drawn]),
     }
     title = "GRPO from a verifier's yes or no"
-    figure("grpo", curves, x="step (64 prompts x 8 samples)", y="share right", title=title)
+    draw_figure("grpo", curves, x="step (64 prompts x 8 samples)", y="share right", title=title)
     print(f"held out: {held[0]['eval/accuracy']:.3f} at step {held[0]['step']},", end=" ")
     print(f"{held[-1]['eval/accuracy']:.3f} at step {held[-1]['step']}")
 

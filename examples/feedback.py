@@ -8,7 +8,7 @@ feedback/pairs.jsonl
 from pathlib import Path
 
 from laurel_feedback.exchange.export import export
-from laurel_feedback.exchange.load import load
+from laurel_feedback.exchange.load import import_file
 from laurel_feedback.statistics.batches import open_batch
 from laurel_feedback.store import accounts
 from laurel_feedback.store.assign import Answer, TaskQueue
@@ -25,11 +25,11 @@ rows = [
 (folder / "rows.jsonl").write_text("\n".join(rows))
 
 store = Store(str(folder / "feedback.db"))
-made = load(store, folder / "rows.jsonl", "sums", settings=BatchSettings(target_votes=3))
+made = import_file(store, folder / "rows.jsonl", "sums", settings=BatchSettings(target_votes=3))
 open_batch(store, made.batch, actor="example")
 for name in ("ada", "bob", "cyd"):
-    _, token = accounts.invite(store, pseudonym=name)
-    who = accounts.session_of(store, accounts.accept(store, token))
+    _, token = accounts.invite_annotator(store, pseudonym=name)
+    who = accounts.session_of(store, accounts.accept_invitation(store, token))
     accounts.consent(store, who.annotator, "keep 1")
     queue = TaskQueue(store, who.annotator, made.batch)
     while (sample := queue.next()) is not None:

@@ -62,7 +62,7 @@ def few_shot(log: Log, count: int = 3, seed: int = 0) -> str | None:
     return "Answer as in these examples.\n\n" + "\n\n".join(shown) + "\n\nAnswer:"
 
 
-def ape(log: Log, count: int = 4, seed: int = 0) -> str:
+def ape_request(log: Log, count: int = 4, seed: int = 0) -> str:
     """A request for an instruction that fits examples (APE: Zhou et al., arXiv:2211.01910)."""
     train = np.flatnonzero(~log.test_S)
     chosen = train[np.random.default_rng(seed).permutation(len(train))[:count]]
@@ -73,7 +73,7 @@ def ape(log: Log, count: int = 4, seed: int = 0) -> str:
     return f"These are questions that people ask:\n{shown}\n\n{wish}"
 
 
-def opro(scored: Mapping[str, float]) -> str:
+def opro_request(scored: Mapping[str, float]) -> str:
     """What to ask a model for a better prompt than those scored, worst first (after Yang et al.
     2023, OPRO, arXiv:2309.03409).
     """
@@ -85,7 +85,7 @@ def opro(scored: Mapping[str, float]) -> str:
     return f"Instructions and how often they led to a right answer, worst first:\n{shown}\n\n{wish}"
 
 
-def rewrites(
+def generate_prompts(
     url: str, model: str, requests: Mapping[str, str], *, count: int = 4, temperature: float = 1.0
 ) -> dict[str, str]:
     """{name: prompt} that a model answers to each request, `count` times.
@@ -98,7 +98,7 @@ def rewrites(
     found: dict[str, str] = {}
     for name, request in requests.items():
         for n in range(count):
-            text = plain(ask(url, model, request, temperature=temperature, seed=n))
+            text = first_line(ask_model(url, model, request, temperature=temperature, seed=n))
             if text and text not in found.values():
                 found[f"{name}-{n + 1}"] = text
     return found
@@ -123,7 +123,7 @@ def _request(
     return urllib.request.Request(address, json.dumps(body).encode(), headers)
 
 
-def ask(
+def ask_model(
     url: str, model: str, content: str, *, temperature: float, seed: int, tries: int = 3
 ) -> str:
     """One answer of an OpenAI-like server."""
@@ -155,7 +155,7 @@ def ask(
     raise AssertionError("the last try returns or raises")
 
 
-def plain(text: str) -> str:
+def first_line(text: str) -> str:
     """A model's answer as a prompt: its first line that is not empty.
 
     Without bullet, label and quotes; at most 500 characters.
@@ -174,7 +174,7 @@ def plain(text: str) -> str:
     return first.strip().strip("\"'`“”").strip()[:500]
 
 
-def ranked(
+def rank_candidates(
     mean_P: np.ndarray, names: Sequence[str], seen: Sequence[bool]
 ) -> list[tuple[str, float, bool]]:
     """(name, predicted mean reward, seen in training) of candidates, best first."""

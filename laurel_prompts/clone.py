@@ -21,7 +21,7 @@ import numpy as np
 
 from laurel.core.errors import UsageError, nearest
 from laurel_prompts.features import fingerprint
-from laurel_prompts.logs import Log, questions
+from laurel_prompts.logs import Log, question_numbers
 
 LOGS, SCRIPT = "llama2_chat_logs", "llama_step1_gen_offline.py"
 TRIED = ("nan", "CoT", "APE", "Dis", "ToT", "Decomp")
@@ -44,7 +44,7 @@ EMBEDDINGS = {
 SAME = 0.9999  # cosine of two embeddings of one text
 
 
-def root_of(path: Path) -> Path | None:
+def find_clone_root(path: Path) -> Path | None:
     """The clone that this folder is, or whose `llama_exps` it is; None if neither."""
     if (path / "llama_exps" / LOGS).is_dir():
         return path
@@ -61,22 +61,22 @@ def read_clone(
     logs = root / "llama_exps" / LOGS
     dataset = _data_set(logs, dataset, say)
     texts = prompts(root)
-    right_SP, first, names = _right(logs / dataset, dataset, list(texts))
+    right_SP, first, names = _read_correctness(logs / dataset, dataset, list(texts))
     rows = len(right_SP)
     asked = _questions(root, dataset, first, rows)
     features = ""
     if asked is not None:
-        question_S = questions(asked)
+        question_S = question_numbers(asked)
     else:
         asked = [
             f"{dataset} {'test' if n >= first else 'train'} {n - first if n >= first else n}"
             for n in range(rows)
         ]
-        vectors, question_S = _vectors(root, dataset, first, rows), np.arange(rows)
+        vectors, question_S = _read_embeddings(root, dataset, first, rows), np.arange(rows)
         if vectors is not None:
-            question_S = _alike(vectors)
-            features = _saved(cache, root, asked, vectors, [texts[name] for name in names])
-        say(NO_TEXTS if features else f"{NO_VECTORS} {wanted(dataset)}")
+            question_S = _group_same_texts(vectors)
+            features = _save_vectors(cache, root, asked, vectors, [texts[name] for name in names])
+        say(NO_TEXTS if features else f"{NO_VECTORS} {how_to_get_questions(dataset)}")
     log = Log(
         name=dataset,
         queries=tuple(asked),
@@ -140,7 +140,9 @@ def prompts(root: Path) -> dict[str, str]:
         ) from None
 
 
-def _right(folder: Path, dataset: str, aliases: list[str]) -> tuple[np.ndarray, int, list[str]]:
+def _read_correctness(
+    folder: Path, dataset: str, aliases: list[str]
+) -> tuple[np.ndarray, int, list[str]]:
     """(1 right, 0 wrong, nan not tried [S, P]; the first test query; the prompts with a file)."""
     logged = _results(folder, f"llama_{dataset}_corr_{{}}.txt", aliases)
     test = _results(folder, f"llama_{dataset}_test_corr_{{}}.txt", aliases)
@@ -150,10 +152,10 @@ def _right(folder: Path, dataset: str, aliases: list[str]) -> tuple[np.ndarray, 
     if not early:
         fix = f"Such as llama_{dataset}_corr_nan.txt."
         raise UsageError(NO_RESULTS, where=str(folder), fix=fix)
-    count = _longest(early)
+    count = _longest_result(early)
     first = count if test else TRAINED.get(dataset, count)
     if late and not test:
-        first = count - _longest(late)
+        first = count - _longest_result(late)
     rows = first + max(map(len, [*test.values(), *late.values()]), default=count - first)
     names = [name for name in aliases if name in logged or name in test]
     right_SP = np.full((rows, len(names)), np.nan)
@@ -163,7 +165,7 @@ def _right(folder: Path, dataset: str, aliases: list[str]) -> tuple[np.ndarray, 
     return right_SP, first, names
 
 
-def _longest(results: dict[str, np.ndarray]) -> int:
+def _longest_result(results: dict[str, np.ndarray]) -> int:
     return max(map(len, results.values()))
 
 
@@ -204,7 +206,7 @@ def _questions(root: Path, dataset: str, first: int, rows: int) -> list[str] | N
     data = root / "data"
     if dataset in FOLDS:
         files = [data / FOLDS[dataset] / f"fold{k}" / "train.csv" for k in range(5)]
-        found = [text for path in files if path.is_file() for text in _filled(path)]
+        found = [text for path in files if path.is_file() for text in _fold_questions(path)]
     else:
         files = [data / f"{part}.jsonl" for part in ("train", "test")]
         parts = [
@@ -229,7 +231,7 @@ def _questions(root: Path, dataset: str, first: int, rows: int) -> list[str] | N
     return found
 
 
-def _filled(path: Path) -> Iterator[str]:
+def _fold_questions(path: Path) -> Iterator[str]:
     """The questions of a fold: `number0` and its like stand for the entries of `Numbers`."""
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -239,7 +241,7 @@ def _filled(path: Path) -> Iterator[str]:
             yield text
 
 
-def wanted(dataset: str) -> str:
+def how_to_get_questions(dataset: str) -> str:
     """Where the questions come from, and where the authors' scripts read them."""
     files, source = "train.jsonl and test.jsonl", "github.com/openai/grade-school-math"
     if dataset in FOLDS:
@@ -250,7 +252,7 @@ def wanted(dataset: str) -> str:
     )
 
 
-def _vectors(root: Path, dataset: str, first: int, rows: int) -> np.ndarray | None:
+def _read_embeddings(root: Path, dataset: str, first: int, rows: int) -> np.ndarray | None:
     """The authors' embeddings of the questions [S, d], of as many test questions as were asked.
     GSM8K, whose questions are all
     different, can be read without (None); of the others nobody could tell which test questions are
@@ -265,7 +267,7 @@ def _vectors(root: Path, dataset: str, first: int, rows: int) -> np.ndarray | No
             f"neither the questions nor their embeddings ({', '.join(absent)}) are here, and test"
             " questions repeat training questions."
         )
-        raise UsageError(what, where=str(root), fix=wanted(dataset))
+        raise UsageError(what, where=str(root), fix=how_to_get_questions(dataset))
     try:
         parts = [np.load(path, allow_pickle=False) for path in paths]
     except (OSError, ValueError) as error:
@@ -281,12 +283,14 @@ def _vectors(root: Path, dataset: str, first: int, rows: int) -> np.ndarray | No
     )
     if found.ndim != 2 or len(found) != rows:
         raise UsageError(
-            f"{len(found)} embeddings for {rows} results.", where=str(paths[0]), fix=wanted(dataset)
+            f"{len(found)} embeddings for {rows} results.",
+            where=str(paths[0]),
+            fix=how_to_get_questions(dataset),
         )
     return found.astype(np.float32)
 
 
-def _alike(vectors_SD: np.ndarray) -> np.ndarray:
+def _group_same_texts(vectors_SD: np.ndarray) -> np.ndarray:
     """Equal numbers for questions of one text: embeddings of a cosine of SAME or more.
 
     Neighbours along one direction are compared.
@@ -307,8 +311,10 @@ def _alike(vectors_SD: np.ndarray) -> np.ndarray:
     return np.unique(group, return_inverse=True)[1]
 
 
-def _saved(cache: Path, root: Path, asked: list[str], vectors: np.ndarray, texts: list[str]) -> str:
-    """A file for `features.Vectors`: questions and prompts in one space.
+def _save_vectors(
+    cache: Path, root: Path, asked: list[str], vectors: np.ndarray, texts: list[str]
+) -> str:
+    """A file for `features.VectorFile`: questions and prompts in one space.
 
     Those of the prompts where the clone has them.
     """

@@ -51,15 +51,15 @@ def _quoted(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _called(column: str, names: list[str], read: dict[str, str], where: str) -> str:
+def _find_column(column: str, names: list[str], read: dict[str, str], where: str) -> str:
     """The column of a file that is read as `column`; "" where there is none.
 
     Of two that could be the query or the reward none is taken. Of the others the likelier one is,
     and the rest is named as unused.
     """
-    found = [name for name in names if plain(name) == column]
+    found = [name for name in names if snake_case(name) == column]
     for other in ALIASES.get(column, ()) if not found else ():
-        found += [name for name in names if plain(name) == other and name not in read]
+        found += [name for name in names if snake_case(name) == other and name not in read]
     if len(found) > 1 and column in ("query", "reward"):
         raise UsageError(
             f"{len(found)} columns could be the {column}: {_quoted(found)}.",
@@ -69,7 +69,7 @@ def _called(column: str, names: list[str], read: dict[str, str], where: str) -> 
     return found[0] if found else ""
 
 
-def our_columns(records: list[Record], where: str) -> tuple[list[Record], list[str]]:
+def standard_columns(records: list[Record], where: str) -> tuple[list[Record], list[str]]:
     """The rows under our names, and a sentence for each column renamed or not used.
 
     Case, spaces and hyphens of a name do not matter. A column that is there under its own name is
@@ -80,23 +80,23 @@ def our_columns(records: list[Record], where: str) -> tuple[list[Record], list[s
     read = {name: name for name in names if name in COLUMNS}
     notes = []
     for column in COLUMNS:
-        if column not in read and (found := _called(column, names, read, where)):
+        if column not in read and (found := _find_column(column, names, read, where)):
             read[found] = column
             notes.append(f"column `{found}` is read as {column}")
     missing = [
         column
         for column in ("query", "prompt", "reward")
-        if column not in read.values() and column not in map(slip, names)
+        if column not in read.values() and column not in map(closest_column, names)
     ]
     if missing:
         fix = f"The file has {_quoted(names)}: which one is it? Call it `{missing[0]}`."
         raise UsageError(f"no column `{missing[0]}`.", where=where, fix=fix)
-    unused = [name for name in names if name not in read and not slip(name)]
+    unused = [name for name in names if name not in read and not closest_column(name)]
     if unused:
         notes.append(f"columns that are not used: {_quoted(unused)}")
     kept = [name for name in names if name not in unused]
     return [
-        (place, {read.get(n, n): cell(row[n], n, read.get(n, n)) for n in kept if n in row})
+        (place, {read.get(n, n): convert_cell(row[n], n, read.get(n, n)) for n in kept if n in row})
         for place, row in records
     ], notes
 
@@ -104,8 +104,8 @@ def our_columns(records: list[Record], where: str) -> tuple[list[Record], list[s
 def query_column(records: list[Record], where: str) -> str:
     """Which column of a file of queries holds them: `query`, or what others call it."""
     names = list(dict.fromkeys(name for _, row in records for name in row))
-    found = [name for name in names if plain(name) == "query"] or [
-        name for name in names if plain(name) in ALIASES["query"]
+    found = [name for name in names if snake_case(name) == "query"] or [
+        name for name in names if snake_case(name) in ALIASES["query"]
     ]
     if len(found) != 1:
         what = (
@@ -122,30 +122,30 @@ def query_column(records: list[Record], where: str) -> str:
     return found[0]
 
 
-def plain(name: str) -> str:
+def snake_case(name: str) -> str:
     """`Is Correct` -> `is_correct`."""
     return name.strip().casefold().replace(" ", "_").replace("-", "_")
 
 
-def slip(name: str) -> str:
+def closest_column(name: str) -> str:
     """The column of ours that this name misses by one slip of the keyboard, else "".
 
     `rewrad` -> reward, `prompt_2` -> "".
     """
-    name_given = plain(name)
+    name_given = snake_case(name)
     return next(
         (
             column
             for column in COLUMNS
             if name_given != column
             and name_given.replace("_", "").isalpha()
-            and _one_off(name_given, column)
+            and _is_one_typo_apart(name_given, column)
         ),
         "",
     )
 
 
-def _one_off(one: str, other: str) -> bool:
+def _is_one_typo_apart(one: str, other: str) -> bool:
     """One letter more, fewer or other, or two neighbours exchanged."""
     if len(one) == len(other):
         wrong = [i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
@@ -162,7 +162,7 @@ def _one_off(one: str, other: str) -> bool:
     )
 
 
-def cell(value: Any, name: str, column: str) -> Any:
+def convert_cell(value: Any, name: str, column: str) -> Any:
     """A cell as its column wants it.
 
     "True" and "0.50" of a CSV as numbers, the number of a `prompt_id` or a model as a name.
@@ -177,6 +177,6 @@ def cell(value: Any, name: str, column: str) -> Any:
             return value
         return number if math.isfinite(number) else value
     named = column == "model" or (
-        column == "prompt" and plain(name) in ("prompt_id", "prompt_name")
+        column == "prompt" and snake_case(name) in ("prompt_id", "prompt_name")
     )
     return str(value) if named and isinstance(value, int | float) else value

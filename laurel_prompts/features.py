@@ -39,7 +39,7 @@ class Encoder(Protocol):
     def __call__(self, texts: Sequence[str]) -> Rows: ...
 
 
-class Words:
+class HashedWords:
     """Hashed words and pairs of words, log(1 + count), and a few counts.
 
     Length, numbers, their sizes. It needs no weights.
@@ -55,7 +55,9 @@ class Words:
         return sparse.hstack(
             [
                 self._counts(texts),
-                sparse.csr_matrix(np.array([surface(text) for text in texts]).reshape(-1, 8)),
+                sparse.csr_matrix(
+                    np.array([surface_features(text) for text in texts]).reshape(-1, 8)
+                ),
             ]
         ).tocsr()
 
@@ -81,7 +83,7 @@ class Words:
         return counts
 
 
-def surface(text: str) -> list[float]:
+def surface_features(text: str) -> list[float]:
     """Eight numbers of a text.
 
     Length, how many numbers, how large, whether decimal, questions, sentences, money or percent,
@@ -108,7 +110,7 @@ def surface(text: str) -> list[float]:
     ]
 
 
-class Sentences:
+class SentenceEncoder:
     """A model of sentence-transformers, by hub name or folder.
 
     Texts that it has seen are kept in the process.
@@ -152,7 +154,7 @@ class Sentences:
         return np.stack([self.seen[text] for text in texts])
 
 
-class Vectors:
+class VectorFile:
     """Vectors of a file: an .npz with `texts` and `vectors`, row by row."""
 
     def __init__(self, path: str) -> None:
@@ -188,12 +190,12 @@ class Vectors:
 
 def encoder(name: str) -> Encoder:
     """`words`, a file `.npz` of vectors, or a model of sentence-transformers by folder or name."""
-    if name == Words.name:
-        return Words()
-    return Vectors(name) if name.endswith(".npz") else Sentences(name)
+    if name == HashedWords.name:
+        return HashedWords()
+    return VectorFile(name) if name.endswith(".npz") else SentenceEncoder(name)
 
 
-class Directions:
+class PrincipalDirections:
     """An encoder's rows in at most `count` directions.
 
     Each has mean 0 and deviation 1 over the texts it was fitted on.
@@ -206,9 +208,11 @@ class Directions:
         self.arrays = arrays
 
     @classmethod
-    def fit(cls, rows: Rows, *, count: int = DIRECTIONS, seed: int = 0) -> Directions:
+    def fit(cls, rows: Rows, *, count: int = DIRECTIONS, seed: int = 0) -> PrincipalDirections:
         """From the training texts; labels are not looked at."""
-        plain = 8 if sparse.issparse(rows) else 0  # the last columns of `Words` go in as they are
+        plain = (
+            8 if sparse.issparse(rows) else 0
+        )  # the last columns of `HashedWords` go in as they are
         body = rows[:, : rows.shape[1] - plain]
         if sparse.issparse(rows):
             documents = np.asarray((body > 0).sum(0)).ravel()
@@ -219,7 +223,9 @@ class Directions:
             {
                 "weight": weight,
                 "basis": _basis(
-                    _weighed(body, weight), min(count, body.shape[0] - 1, body.shape[1]), seed
+                    _weigh_and_normalise(body, weight),
+                    min(count, body.shape[0] - 1, body.shape[1]),
+                    seed,
                 ),
             }
         )
@@ -236,13 +242,13 @@ class Directions:
         """[n, count (+ the plain columns)]."""
         plain = int(self.arrays["plain"])
         cut = rows.shape[1] - plain
-        found = _weighed(rows[:, :cut], self.arrays["weight"]) @ self.arrays["basis"].T
+        found = _weigh_and_normalise(rows[:, :cut], self.arrays["weight"]) @ self.arrays["basis"].T
         if plain:
             found = np.hstack([found, rows[:, cut:].toarray()])
         return (found - self.arrays["mean"]) / self.arrays["scale"]
 
 
-def _weighed(rows: Rows, weight: np.ndarray) -> Rows:
+def _weigh_and_normalise(rows: Rows, weight: np.ndarray) -> Rows:
     """Rows times weight, each then of length 1."""
     rows = (
         rows @ sparse.diags(weight)
@@ -291,12 +297,12 @@ def fingerprint(name: str, texts: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def encoded(encode: Encoder, texts: Sequence[str], cache: Path | None = None) -> Any:
+def encode_cached(encode: Encoder, texts: Sequence[str], cache: Path | None = None) -> Any:
     """The encoder's rows.
 
     With a folder `cache`, those of sentence-transformers are kept there and read the next time.
     """
-    if cache is None or not isinstance(encode, Sentences):
+    if cache is None or not isinstance(encode, SentenceEncoder):
         return encode(texts)
     path = cache / f"{fingerprint(encode.name, texts)}.npy"
     if path.is_file():

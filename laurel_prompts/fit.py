@@ -14,20 +14,20 @@ import numpy as np
 
 from laurel.core.errors import UsageError
 from laurel.measure.intervals import Interval
-from laurel_prompts.features import Directions, Encoder, encoded, encoder
-from laurel_prompts.logs import Log, folds
+from laurel_prompts.features import Encoder, PrincipalDirections, encode_cached, encoder
+from laurel_prompts.logs import Log, fold_of_query
 from laurel_prompts.model_selection import (
     MARGINS,
     Trial,
     cross_fitted,
-    gains,
-    losses,
-    pick,
-    rates,
+    gains_by_margin,
+    mean_rewards,
+    pick_model_and_margin,
+    summed_losses,
     value_S,
 )
-from laurel_prompts.models import Logistic, Model, Rates, Trees, grid
-from laurel_prompts.policy_value import GAIN, auc, mean_of, verdict
+from laurel_prompts.models import Logistic, Model, Rates, Trees, candidate_models
+from laurel_prompts.policy_value import GAIN, auc, clustered_mean, verdict
 from laurel_prompts.predictor import Predictor
 
 STAGES = (20, 40, 80, 160)
@@ -50,7 +50,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Learned:
+class CrossValidation:
     """Cross-validation of every model on some rows of a log.
 
     Features, folds, and what each model predicted out of fold.
@@ -58,8 +58,8 @@ class Learned:
 
     log: Log
     encode: Encoder
-    queries: Directions
-    prompts: Directions
+    queries: PrincipalDirections
+    prompts: PrincipalDirections
     x_SD: np.ndarray
     e_PE: np.ndarray
     fold_S: np.ndarray
@@ -84,10 +84,10 @@ def fit(
     """
     got = cross_validated(log, features=features, seed=seed, cache=cache, say=say)
     train = got.log
-    rate_P = rates(train, lower=True)
-    best, margin, gained = _picked(got, int(np.argmax(rate_P)))
+    rate_P = mean_rewards(train, lower=True)
+    best, margin, gained = _pick_trial(got, int(np.argmax(rate_P)))
     say(f"picked: {best.name}")
-    unseen = _unseen(best.model, train, got.x_SD, got.e_PE, got.fold_S)
+    unseen = _gain_of_unseen_prompts(best.model, train, got.x_SD, got.e_PE, got.fold_S)
     predictor = Predictor(
         model=best.model.fit(got.x_SD, got.e_PE, train.reward_SP),
         encode=got.encode,
@@ -105,13 +105,13 @@ def fit(
     )
 
 
-def _picked(got: Learned, default: int) -> tuple[Trial, float, Interval | None]:
+def _pick_trial(got: CrossValidation, default: int) -> tuple[Trial, float, Interval | None]:
     """(the trial whose choice is worth most, the margin to leave the default by, the gain)."""
-    gain_TMS = gains(got.log, got.trials, default)
+    gain_TMS = gains_by_margin(got.log, got.trials, default)
     if gain_TMS is None:
         return got.trials[0], float("inf"), None
     gained = cross_fitted(got.log, got.trials, got.fold_S)
-    place, number = pick(gain_TMS, losses(got.log, got.trials))
+    place, number = pick_model_and_margin(gain_TMS, summed_losses(got.log, got.trials))
     credible = gained is not None and verdict(gained) == GAIN
     return got.trials[place], MARGINS[number] if credible else float("inf"), gained
 
@@ -138,7 +138,7 @@ def cross_validated(
     seed: int = 0,
     cache: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Learned:
+) -> CrossValidation:
     """What every model says out of fold on the rows that are not test rows, of prompts tried there.
 
     The best log loss first.
@@ -146,23 +146,26 @@ def cross_validated(
     train = _training_part(log)
     encode = encoder(features)
     say(f"encoding {len(log.queries):,} queries ({features})")
-    rows, prompt_rows = encoded(encode, log.queries, cache)[~log.test_S], encode(train.prompts)
-    queries = Directions.fit(rows, seed=seed)
-    prompts = Directions.fit(prompt_rows, count=min(8, len(train.names) - 1), seed=seed)
+    rows, prompt_rows = (
+        encode_cached(encode, log.queries, cache)[~log.test_S],
+        encode(train.prompts),
+    )
+    queries = PrincipalDirections.fit(rows, seed=seed)
+    prompts = PrincipalDirections.fit(prompt_rows, count=min(8, len(train.names) - 1), seed=seed)
     x_SD, e_PE = queries(rows), prompts(prompt_rows)
-    fold_S = folds(train.question_S, seed=seed)
+    fold_S = fold_of_query(train.question_S, seed=seed)
     trials = []
-    for model in grid():
+    for model in candidate_models():
         found = _trials(model, train, x_SD, e_PE, fold_S)
         trials += found
         for trial in found:
             shown = "" if trial.value is None else f"  value {trial.value:.3f}"
             say(f"{trial.name:<40} log loss {trial.log_loss:.4f}  AUC {trial.auc:.3f}{shown}")
     trials.sort(key=lambda trial: (np.isnan(trial.log_loss), trial.log_loss))
-    return Learned(train, encode, queries, prompts, x_SD, e_PE, fold_S, trials)
+    return CrossValidation(train, encode, queries, prompts, x_SD, e_PE, fold_S, trials)
 
 
-def gain_everywhere(
+def gain_on_every_query(
     log: Log, *, features: str = "words", seed: int = 0, cache: Path | None = None
 ) -> Interval | None:
     """The gain of choosing over the default on every query of a log, each valued out of fold.
@@ -197,7 +200,7 @@ def value_of(
         assert other is not None
         value = value - other
     known = ~np.isnan(value)
-    return mean_of(value[known], log.question_S[known])
+    return clustered_mean(value[known], log.question_S[known])
 
 
 def _trials(
@@ -227,7 +230,7 @@ def _trial(model: Model, log: Log, predicted_SP: np.ndarray) -> Trial:
     predicted, reward = predicted_SP[tried_SP], log.reward_SP[tried_SP]
     value = value_S(log, predicted_SP.argmax(1), predicted_SP)
     return Trial(
-        named(model),
+        describe_model(model),
         model,
         log_loss(predicted, reward),
         auc(predicted, reward),
@@ -242,7 +245,7 @@ def log_loss(predicted: np.ndarray, reward: np.ndarray) -> float:
     return float(-(reward * np.log(p) + (1 - reward) * np.log(1 - p)).mean())
 
 
-def named(model: Model) -> str:
+def describe_model(model: Model) -> str:
     """A model in words."""
     if isinstance(model, Trees):
         return f"trees, {model.leaves} leaves, {model.rounds} rounds"
@@ -252,7 +255,7 @@ def named(model: Model) -> str:
     return f"logistic, {model.kind}, own {model.own:g}"
 
 
-def _unseen(
+def _gain_of_unseen_prompts(
     model: Model, log: Log, x_SD: np.ndarray, e_PE: np.ndarray, fold_S: np.ndarray
 ) -> Interval | None:
     """What adding a prompt that training did not use does to the choice.
@@ -278,4 +281,4 @@ def _unseen(
         seen = np.array(kept)[table[:, kept].argmax(1)]
         at = np.arange(len(reward))
         gains += (reward[at, table.argmax(1)] - reward[at, seen]) / count
-    return mean_of(gains, log.question_S[outside])
+    return clustered_mean(gains, log.question_S[outside])

@@ -19,7 +19,7 @@ from laurel.core.errors import UsageError, nearest
 from laurel.data.read import Record, kind_of, read_records
 from laurel.measure.intervals import wilson
 from laurel.report.exhibit import Table
-from laurel_prompts.columns import COLUMNS, NUMBERS, our_columns, slip
+from laurel_prompts.columns import COLUMNS, NUMBERS, closest_column, standard_columns
 
 SPLITS = ("train", "test")
 SHOWN = 20  # faults of a file that its error lists
@@ -99,7 +99,7 @@ WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]")
 WHOLE = re.compile(r"\.0+$")
 
 
-def normalised(text: str) -> str:
+def normalise_question(text: str) -> str:
     """A question without what does not matter: case, spaces, punctuation, and the .0 of 8.0.
     Symbols, and signs beside a number, stay.
     """
@@ -107,12 +107,12 @@ def normalised(text: str) -> str:
     kept = [
         word
         for n, word in enumerate(words)
-        if word[0].isalnum() or word[0] == "_" or _matters(words, n)
+        if word[0].isalnum() or word[0] == "_" or _is_significant(words, n)
     ]
     return " ".join(WHOLE.sub("", word) if ".0" in word else word for word in kept) or text.strip()
 
 
-def _matters(words: Sequence[str], n: int) -> bool:
+def _is_significant(words: Sequence[str], n: int) -> bool:
     """Is the n-th of the words, no letter and no digit, a symbol, or a sign beside a number?"""
     near = "".join(word[:1] for word in (*words[max(n - 1, 0) : n], *words[n + 1 : n + 2]))
     return (words[n] in "-*/%" and any(one.isdigit() for one in near)) or unicodedata.category(
@@ -120,15 +120,16 @@ def _matters(words: Sequence[str], n: int) -> bool:
     ).startswith("S")
 
 
-def questions(queries: Iterable[str]) -> np.ndarray:
+def question_numbers(queries: Iterable[str]) -> np.ndarray:
     """For each query a number; equal ones for queries that are equal once normalised."""
     known: dict[str, int] = {}
     return np.array(
-        [known.setdefault(normalised(query), len(known)) for query in queries], dtype=np.int64
+        [known.setdefault(normalise_question(query), len(known)) for query in queries],
+        dtype=np.int64,
     )
 
 
-def stories(log: Log) -> Log | None:
+def group_by_story(log: Log) -> Log | None:
     """The log with questions grouped by their story.
 
     Equal numbers for questions that differ in their figures only.
@@ -137,7 +138,7 @@ def stories(log: Log) -> Log | None:
     where at most one in a hundred shares its story, and where figures are most of what questions
     differ in (more than half would fall together).
     """
-    masked = questions(re.sub(r"\d+(?:[.,]\d+)*", "0", query) for query in log.queries)
+    masked = question_numbers(re.sub(r"\d+(?:[.,]\d+)*", "0", query) for query in log.queries)
     before, after = len(np.unique(log.question_S)), len(np.unique(masked))
     return replace(log, question_S=masked) if before / 2 <= after < 0.99 * before else None
 
@@ -161,14 +162,14 @@ def read_log(
     prompt, a missing reward, the same query and prompt twice, numbers out of range).
     """
     path = Path(path).expanduser()
-    records, notes = our_columns(read_records(path), str(path))
+    records, notes = standard_columns(read_records(path), str(path))
     for note in notes:
         say(f"{path.name}: {note}")
-    records = _of_model(records, model, str(path))
+    records = _records_of_model(records, model, str(path))
     table = read_prompts(prompts)
     faults = [
         fault for where, row in records for fault in _row_faults(where, row, table)
-    ] or _twice(records, table)
+    ] or _duplicate_faults(records, table)
     if faults:
         more = f"\n  ... and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         message = "".join(f"\n  {fault}" for fault in faults[:SHOWN])
@@ -181,7 +182,7 @@ def read_log(
     return _table(path.name.partition(".")[0], [row for _, row in records], table)
 
 
-def coverage(log: Log) -> list[Table]:
+def coverage_tables(log: Log) -> list[Table]:
     """Which prompts were tried where and how they did.
 
     Overlap, repeated questions, and leakage from test to training questions.
@@ -205,7 +206,7 @@ def coverage(log: Log) -> list[Table]:
         ("propensities", "logged" if log.propensity_SP is not None else "not logged"),
         (
             "test queries whose question is in training, too",
-            f"{leaked(log):,} of {int(log.test_S.sum()):,}",
+            f"{count_leaked_queries(log):,} of {int(log.test_S.sum()):,}",
         ),
     ]
     return [_prompts_table(log), Table("coverage", ("what", "figure"), tuple(facts))]
@@ -227,7 +228,7 @@ def _prompts_table(log: Log) -> Table:
     return Table(title, cut, tuple(row[: len(cut)] for row in rows))
 
 
-def leaked(log: Log) -> int:
+def count_leaked_queries(log: Log) -> int:
     """How many test queries ask a question that a training query asks, too."""
     return int(np.isin(log.question_S[log.test_S], log.question_S[~log.test_S]).sum())
 
@@ -242,13 +243,13 @@ def grouped_split(log: Log, share: float = 0.2, seed: int = 0) -> Log:
     return replace(log, test_S=np.isin(log.question_S, held_out))
 
 
-def folds(question_S: np.ndarray, count: int = 5, seed: int = 0) -> np.ndarray:
+def fold_of_query(question_S: np.ndarray, count: int = 5, seed: int = 0) -> np.ndarray:
     """A fold for each query, the same for queries of one question."""
     groups, place = np.unique(question_S, return_inverse=True)
     return (np.random.default_rng(seed).permutation(len(groups)) % count)[place]
 
 
-def _of_model(records: list[Record], model: str, where: str) -> list[Record]:
+def _records_of_model(records: list[Record], model: str, where: str) -> list[Record]:
     known = sorted({str(row["model"]) for _, row in records if row.get("model") not in (None, "")})
     if model and model not in known:
         raise UsageError(
@@ -302,7 +303,8 @@ def _row_faults(where: str, row: dict[str, Any], table: dict[str, str]) -> Itera
     """What is wrong with one row by itself."""
     strange = [name for name in row if name not in COLUMNS]
     if strange:
-        yield f"{where}: unknown column `{strange[0]}`. Did you mean `{slip(strange[0])}`?"
+        meant = closest_column(strange[0])
+        yield f"{where}: unknown column `{strange[0]}`. Did you mean `{meant}`?"
     query, prompt = row.get("query"), row.get("prompt")
     if not isinstance(query, str) or not query.strip():
         yield (
@@ -337,7 +339,7 @@ def _row_faults(where: str, row: dict[str, Any], table: dict[str, str]) -> Itera
         yield f"{where}: the response is {kind_of(row['response'])}, not a text"
 
 
-def _twice(records: list[Record], table: dict[str, str]) -> list[str]:
+def _duplicate_faults(records: list[Record], table: dict[str, str]) -> list[str]:
     """Errors between rows.
 
     A key that comes twice, one query_id with two texts or splits, propensities on some rows only.
@@ -394,7 +396,7 @@ def _table(name: str, rows: list[dict[str, Any]], table: dict[str, str]) -> Log:
         prompts=_texts(names, table),
         reward_SP=_filled(rows, "reward", cells, shape),
         test_S=_in_test(first),
-        question_S=questions(queries),
+        question_S=question_numbers(queries),
         responses=_responses(rows, cells),
         **_optional(rows, cells, shape),
     )

@@ -13,9 +13,9 @@ import numpy as np
 from laurel.measure.intervals import Interval, wilson
 from laurel_prompts.logs import Log
 from laurel_prompts.models import Model
-from laurel_prompts.policy_value import FEWEST, doubly_robust_S, mean_of, one_hot
+from laurel_prompts.policy_value import FEWEST, clustered_mean, doubly_robust_S, one_hot
 from laurel_prompts.policy_value import value_S as exact_S
-from laurel_prompts.predictor import leaving
+from laurel_prompts.predictor import choose_over_default
 
 MARGINS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 """Predicted gains over the default prompt that may be asked for before it is left."""
@@ -53,7 +53,7 @@ def value_S(log: Log, choice_S: np.ndarray, predicted_SP: np.ndarray) -> np.ndar
     return value
 
 
-def rates(log: Log, *, lower: bool = False) -> np.ndarray:
+def mean_rewards(log: Log, *, lower: bool = False) -> np.ndarray:
     """The value of sending each prompt always: its mean reward.
 
     Weighed by propensities where they are known (SNIPS); 0 if never tried.
@@ -84,7 +84,7 @@ def rates(log: Log, *, lower: bool = False) -> np.ndarray:
     )
 
 
-def gains(log: Log, trials: Sequence[Trial], default: int) -> np.ndarray | None:
+def gains_by_margin(log: Log, trials: Sequence[Trial], default: int) -> np.ndarray | None:
     """Gains over the default of each model's choice with each margin: [trials, margins, S].
 
     nan where unknown.
@@ -95,13 +95,15 @@ def gains(log: Log, trials: Sequence[Trial], default: int) -> np.ndarray | None:
         if always is None:
             return None
         for margin in MARGINS:
-            sent = value_S(log, leaving(trial.predicted_SP, default, margin), trial.predicted_SP)
+            sent = value_S(
+                log, choose_over_default(trial.predicted_SP, default, margin), trial.predicted_SP
+            )
             assert sent is not None
             made.append(sent - always)
     return np.array(made).reshape(len(trials), len(MARGINS), -1)
 
 
-def losses(log: Log, trials: Sequence[Trial]) -> np.ndarray:
+def summed_losses(log: Log, trials: Sequence[Trial]) -> np.ndarray:
     """[trials, S]: each query's summed cross-entropy over the prompts that were tried."""
     tried, reward = log.logged_SP, np.where(log.logged_SP, log.reward_SP, 0.0)
     made = []
@@ -113,7 +115,7 @@ def losses(log: Log, trials: Sequence[Trial]) -> np.ndarray:
     return np.array(made)
 
 
-def pick(gain_TMS: np.ndarray, loss_TS: np.ndarray) -> tuple[int, int]:
+def pick_model_and_margin(gain_TMS: np.ndarray, loss_TS: np.ndarray) -> tuple[int, int]:
     """(model, margin): the highest mean gain.
 
     Of models whose gain is within one standard error of it, the best by log loss.
@@ -141,17 +143,17 @@ def cross_fitted(log: Log, trials: Sequence[Trial], fold_S: np.ndarray) -> Inter
     Nothing was picked by the rewards that it is valued on, so the best of many does not flatter
     itself. None: cannot be told.
     """
-    found, loss_TS = np.full(len(log.queries), np.nan), losses(log, trials)
+    found, loss_TS = np.full(len(log.queries), np.nan), summed_losses(log, trials)
     known: dict[int, np.ndarray | None] = {}
     for fold in np.unique(fold_S):
         inside = fold_S != fold
-        default = int(rates(log.rows(inside), lower=True).argmax())
+        default = int(mean_rewards(log.rows(inside), lower=True).argmax())
         if default not in known:
-            known[default] = gains(log, trials, default)
+            known[default] = gains_by_margin(log, trials, default)
         gain_TMS = known[default]
         if gain_TMS is None:
             return None
-        trial, margin = pick(gain_TMS[:, :, inside], loss_TS[:, inside])
+        trial, margin = pick_model_and_margin(gain_TMS[:, :, inside], loss_TS[:, inside])
         found[~inside] = gain_TMS[trial, margin, ~inside]
     predicted = ~np.isnan(found)
-    return mean_of(found[predicted], log.question_S[predicted]) if predicted.any() else None
+    return clustered_mean(found[predicted], log.question_S[predicted]) if predicted.any() else None

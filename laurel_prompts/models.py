@@ -33,7 +33,7 @@ class Model(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Arrays and texts from which `restore` makes it again."""
+        """Arrays and texts from which `restore_model` makes it again."""
         ...
 
 
@@ -60,7 +60,7 @@ class Rates:
         return {"rate_P": self.rate_P}
 
 
-def _unpacked(
+def _unpack_parameters(
     vector: np.ndarray, D: int, F: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """A [D, F], w [D], b [F] and c of the vector that the optimiser moves, in this order."""
@@ -81,7 +81,7 @@ def _cross_entropy(
     penalty: np.ndarray,
 ) -> tuple[float, np.ndarray]:
     """The penalised mean cross-entropy of `Logistic` over the known cells, and its gradient."""
-    a_DF, w_D, b_F, c = _unpacked(vector, x_SD.shape[1], f_PF.shape[1])
+    a_DF, w_D, b_F, c = _unpack_parameters(vector, x_SD.shape[1], f_PF.shape[1])
     count = max(1, int(known_SP.sum()))
     z_SP = x_SD @ (a_DF @ f_PF.T + w_D[:, None]) + f_PF @ b_F + c
     gap_SP = np.where(known_SP, expit(z_SP) - target_SP, 0.0) / count
@@ -135,7 +135,7 @@ class Logistic:
             method="L-BFGS-B",
             options={"maxiter": 300, "ftol": 1e-9},
         ).x
-        a_DF, w_D, b_F, c = _unpacked(found, D, F)
+        a_DF, w_D, b_F, c = _unpack_parameters(found, D, F)
         return Logistic(self.kind, self.own, self.shared, a_DF, w_D, b_F, c, prompts)
 
     def predict(self, x_SD: np.ndarray, e_PE: np.ndarray, which_P: np.ndarray) -> np.ndarray:
@@ -186,7 +186,7 @@ class Trees:
     def _train(self, x_SD: np.ndarray, e_PE: np.ndarray, reward_SP: np.ndarray) -> Any:
         lightgbm = _lightgbm()
         known = ~np.isnan(reward_SP)
-        rows = _crossed(x_SD, e_PE, np.arange(len(e_PE)))[known.ravel()]
+        rows = _query_prompt_features(x_SD, e_PE, np.arange(len(e_PE)))[known.ravel()]
         data = lightgbm.Dataset(
             rows, reward_SP[known], categorical_feature=[rows.shape[1] - 1], free_raw_data=True
         )
@@ -209,18 +209,20 @@ class Trees:
     def predict(self, x_SD: np.ndarray, e_PE: np.ndarray, which_P: np.ndarray) -> np.ndarray:
         if not hasattr(self, "_booster"):
             self._booster = _lightgbm().Booster(model_str=self.text)
-        return self._booster.predict(_crossed(x_SD, e_PE, which_P)).reshape(len(x_SD), len(e_PE))
+        return self._booster.predict(_query_prompt_features(x_SD, e_PE, which_P)).reshape(
+            len(x_SD), len(e_PE)
+        )
 
     def state(self) -> dict[str, Any]:
         return {"text": self.text}
 
 
-def restore(kind: str, state: dict[str, Any]) -> Model:
+def restore_model(kind: str, state: dict[str, Any]) -> Model:
     """The model that `state` describes."""
     return {"Rates": Rates, "Logistic": Logistic, "Trees": Trees}[kind](**state)
 
 
-def grid() -> list[Model]:
+def candidate_models() -> list[Model]:
     """The models that cross-validation chooses from.
 
     Rates, logistic models held back more and less, and trees where LightGBM is installed.
@@ -251,7 +253,7 @@ def _lightgbm() -> Any:
     return lightgbm
 
 
-def _crossed(x_SD: np.ndarray, e_PE: np.ndarray, which_P: np.ndarray) -> np.ndarray:
+def _query_prompt_features(x_SD: np.ndarray, e_PE: np.ndarray, which_P: np.ndarray) -> np.ndarray:
     """[S * P, D + E + 1]: every query beside every prompt, and which training prompt it is (nan:
     unseen).
     """

@@ -29,7 +29,7 @@ def exact(reward_SP: np.ndarray, policy_SP: np.ndarray, question_S: Groups) -> I
 
     Every prompt that is sent must have been tried.
     """
-    return mean_of(value_S(reward_SP, policy_SP), question_S)
+    return clustered_mean(value_S(reward_SP, policy_SP), question_S)
 
 
 def value_S(reward_SP: np.ndarray, policy_SP: np.ndarray) -> np.ndarray:
@@ -51,7 +51,7 @@ def inverse_propensity(
     b = .25, .75 and pi all on the first: (4 * 1 + 0) / 2 = 2, which no reward can be: it is noisy.
     """
     weight, reward = _weights(reward_SP, propensity_SP, policy_SP)
-    return mean_of((weight * reward).sum(1), question_S)
+    return clustered_mean((weight * reward).sum(1), question_S)
 
 
 def self_normalised(
@@ -68,7 +68,7 @@ def self_normalised(
     if total == 0:
         raise ValueError("the policy sends nothing of what was tried: no estimate")
     value = float((weight * reward).sum() / len(weight) / total)
-    return mean_of(value + (weight * (reward - value)).sum(1) / total, question_S)
+    return clustered_mean(value + (weight * (reward - value)).sum(1) / total, question_S)
 
 
 def doubly_robust(
@@ -85,7 +85,9 @@ def doubly_robust(
     predicted_SP must come from models that did not see the query's own rewards. Dudik et al. 2011,
     arXiv:1103.4601.
     """
-    return mean_of(doubly_robust_S(reward_SP, propensity_SP, policy_SP, predicted_SP), question_S)
+    return clustered_mean(
+        doubly_robust_S(reward_SP, propensity_SP, policy_SP, predicted_SP), question_S
+    )
 
 
 def doubly_robust_S(
@@ -113,7 +115,7 @@ def regret(reward_SP: np.ndarray, policy_SP: np.ndarray, question_S: Groups) -> 
     """
     if np.isnan(reward_SP).any():
         raise ValueError("regret needs every prompt tried on every query")
-    return mean_of(reward_SP.max(1) - value_S(reward_SP, policy_SP), question_S)
+    return clustered_mean(reward_SP.max(1) - value_S(reward_SP, policy_SP), question_S)
 
 
 def split_oracle(reward_SP: np.ndarray, question_S: np.ndarray) -> Interval | None:
@@ -144,7 +146,9 @@ def gain(
 
     Paired; whole questions are resampled.
     """
-    return mean_of(value_S(reward_SP, policy_SP) - value_S(reward_SP, baseline_SP), question_S)
+    return clustered_mean(
+        value_S(reward_SP, policy_SP) - value_S(reward_SP, baseline_SP), question_S
+    )
 
 
 GAIN = "a credible gain"
@@ -190,6 +194,6 @@ def _weights(
     return weight, np.where(tried, reward_SP, 0.0)
 
 
-def mean_of(values: np.ndarray, question_S: Groups) -> Interval:
+def clustered_mean(values: np.ndarray, question_S: Groups) -> Interval:
     """The mean over queries, whole questions resampled."""
     return cluster_bootstrap_mean(values.tolist(), list(question_S))

@@ -17,8 +17,8 @@ import numpy as np
 
 from laurel.core.errors import UsageError
 from laurel.core.files import write_atomic
-from laurel_prompts.features import Directions, Encoder, encoder
-from laurel_prompts.models import Model, restore
+from laurel_prompts.features import Encoder, PrincipalDirections, encoder
+from laurel_prompts.models import Model, restore_model
 
 FORMAT = 1
 
@@ -48,8 +48,8 @@ class Predictor:
 
     model: Model
     encode: Encoder
-    query_directions: Directions
-    prompt_directions: Directions
+    query_directions: PrincipalDirections
+    prompt_directions: PrincipalDirections
     names: tuple[str, ...]
     prompts: tuple[str, ...]
     rate_P: np.ndarray
@@ -106,7 +106,7 @@ class Predictor:
         net_SP = score_SP - cost_weight * self._costs(texts) if cost_weight else score_SP.copy()
         if not (self.unseen if unseen is None else unseen):
             net_SP[:, [text not in self.prompts for text in texts]] = -np.inf
-        chosen = leaving(net_SP, default, self.margin).tolist()
+        chosen = choose_over_default(net_SP, default, self.margin).tolist()
         made = []
         for score_P, p, best in zip(score_SP, chosen, net_SP.argmax(1).tolist(), strict=True):
             why = "the default" if best == default else "not credibly better than the default"
@@ -264,15 +264,15 @@ class Predictor:
             for name in ("model", "query", "prompt")
         )
         names, prompts, rate_P = tuple(saved["names"]), tuple(saved["prompts"]), arrays["rate_P"]
-        model = restore(saved["model"], {**saved["state"], **model_parts})
+        model = restore_model(saved["model"], {**saved["state"], **model_parts})
         counts = {len(names), len(prompts), len(rate_P), getattr(model, "seen", len(names))}
         if len(counts) > 1:
             raise ValueError(f"{len(names)} names, {len(prompts)} prompts, {len(rate_P)} rates")
         return cls(
             model=model,
             encode=encoder(saved["encoder"]),
-            query_directions=Directions(query_parts),
-            prompt_directions=Directions(prompt_parts),
+            query_directions=PrincipalDirections(query_parts),
+            prompt_directions=PrincipalDirections(prompt_parts),
             names=names,
             prompts=prompts,
             rate_P=rate_P,
@@ -282,7 +282,7 @@ class Predictor:
         )
 
 
-def leaving(predicted_SP: np.ndarray, default: int, margin: float) -> np.ndarray:
+def choose_over_default(predicted_SP: np.ndarray, default: int, margin: float) -> np.ndarray:
     """The best prompt of each query where it beats the default by `margin`, else the default."""
     choice = predicted_SP.argmax(1)
     better = predicted_SP[np.arange(len(choice)), choice] - predicted_SP[:, default] > margin

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from laurel.core.errors import UsageError, nearest
-from laurel_prompts.logs import Log, questions
+from laurel_prompts.logs import Log, question_numbers
 
 MODEL = "llama2-7b"
 PUBLISHED = (
@@ -73,7 +73,7 @@ def read_published(folder: Path, dataset: str) -> tuple[Log, dict[str, float]]:
         prompts=tuple(prompts["prompts"]),
         reward_SP=reward,
         test_S=np.array(held_out),
-        question_S=questions(asked),
+        question_S=question_numbers(asked),
         confidence_SP=_confidence(folder, dataset, reward.shape, first),
         responses=_responses(folder, dataset, names),
     )

@@ -16,9 +16,15 @@ import numpy as np
 from laurel.measure.calibration import expected_calibration_error, reliability_table
 from laurel.measure.intervals import Interval
 from laurel.report.exhibit import Chart, Exhibit, Table
-from laurel_prompts.fit import Fit, fit, gain_everywhere, log_loss, value_of
-from laurel_prompts.logs import Log, coverage, grouped_split, leaked, stories
-from laurel_prompts.model_selection import rates
+from laurel_prompts.fit import Fit, fit, gain_on_every_query, log_loss, value_of
+from laurel_prompts.logs import (
+    Log,
+    count_leaked_queries,
+    coverage_tables,
+    group_by_story,
+    grouped_split,
+)
+from laurel_prompts.model_selection import mean_rewards
 from laurel_prompts.models import Rates
 from laurel_prompts.policy_value import (
     auc,
@@ -30,7 +36,7 @@ from laurel_prompts.policy_value import (
     split_oracle,
     verdict,
 )
-from laurel_prompts.predictor import Predictor, leaving
+from laurel_prompts.predictor import Predictor, choose_over_default
 from laurel_prompts.verifier import Verifier, verify
 
 READING = (
@@ -63,7 +69,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedSplit:
     """One split, evaluated.
 
     Tables, notes, the calibration of r(q, p) as a picture, and everything as `data`.
@@ -89,14 +95,14 @@ def report(
     """
     published = published or {}
     splits = _splits(log, seed)
-    tables, notes, data, charts = coverage(log), [], dict[str, Any](), list[Chart]()
+    tables, notes, data, charts = coverage_tables(log), [], dict[str, Any](), list[Chart]()
     learn = partial(fit, features=features, seed=seed, cache=cache, say=say)
-    everywhere = partial(gain_everywhere, features=features, seed=seed, cache=cache)
+    everywhere = partial(gain_on_every_query, features=features, seed=seed, cache=cache)
     for name, split in splits:
         say(f"split: {name}")
         last = name == splits[-1][0]
         own = published if name == OWN else {}
-        part = judged(name, split, own, learn, everywhere if last else None, seed)
+        part = evaluate_split(name, split, own, learn, everywhere if last else None, seed)
         tables, notes, data = tables + part.tables, notes + part.notes, {**data, name: part.data}
         charts += [part.chart] if part.chart else []
     return Exhibit(
@@ -117,24 +123,24 @@ def _splits(log: Log, seed: int) -> list[tuple[str, Log]]:
     """The log's own split, if it has one, then by question and, if it can be, by story."""
     seen = np.any(log.rows(~log.test_S).logged_SP, axis=0)
     splits = [(OWN, log)] if log.test_S.any() else []
-    splits.append((QUESTIONS, _only_seen(grouped_split(log, seed=seed), seen)))
-    if (by_story := stories(log)) is not None:
-        splits.append((STORIES, _only_seen(grouped_split(by_story, seed=seed), seen)))
+    splits.append((QUESTIONS, _keep_seen_prompts(grouped_split(log, seed=seed), seen)))
+    if (by_story := group_by_story(log)) is not None:
+        splits.append((STORIES, _keep_seen_prompts(grouped_split(by_story, seed=seed), seen)))
     return splits
 
 
 def _split_notes(log: Log, splits: list[tuple[str, Log]]) -> list[str]:
     """What is wrong with the log's own split, and how much the questions' split tells stories."""
     notes = []
-    if log.test_S.any() and leaked(log):
-        share = f"{leaked(log):,} of {int(log.test_S.sum()):,}"
+    if log.test_S.any() and count_leaked_queries(log):
+        share = f"{count_leaked_queries(log):,} of {int(log.test_S.sum()):,}"
         notes.append(
             f"LEAK: {share} test queries of its own split are training questions, too. Claims must"
             " be made on another split."
         )
-    if (by_story := stories(log)) is not None:
+    if (by_story := group_by_story(log)) is not None:
         part = replace(by_story, test_S=dict(splits)[QUESTIONS].test_S)
-        share = f"{leaked(part):,} of {int(part.test_S.sum()):,}"
+        share = f"{count_leaked_queries(part):,} of {int(part.test_S.sum()):,}"
         notes.append(
             f"ALIKE: {share} test queries of the questions held out tell a training question's"
             " story with other figures. A gain there may still be memory; claims are safest where"
@@ -143,14 +149,14 @@ def _split_notes(log: Log, splits: list[tuple[str, Log]]) -> list[str]:
     return notes
 
 
-def judged(
+def evaluate_split(
     name: str,
     log: Log,
     published: Mapping[str, float],
     learn: Callable[[Log], Fit],
     everywhere: Callable[[Log], Interval | None] | None,
     seed: int,
-) -> Judged:
+) -> EvaluatedSplit:
     """Learn from the training rows of one split, and value on its test rows.
 
     everywhere: on the last, strictest split the gain out of fold on all rows, too.
@@ -172,9 +178,11 @@ def judged(
         models,
         _cross_validation(name, found),
     ]
-    notes = _notes(name, test.columns(seen), rows, found, leaked(log))
+    notes = _notes(name, test.columns(seen), rows, found, count_leaked_queries(log))
     chart = _calibration(name, test.reward_SP[:, seen], everything[:, seen])
-    return Judged(tables, notes, chart, _figures(rows, found, leaked(log), models))
+    return EvaluatedSplit(
+        tables, notes, chart, _figures(rows, found, count_leaked_queries(log), models)
+    )
 
 
 def _verifier_row(test: Log, verifier: Verifier | None) -> dict[str, Row]:
@@ -195,7 +203,7 @@ def _notes(name: str, test: Log, rows: dict[str, Row], found: Fit, leaks: int) -
     return [f"{name}: {line}" for line in lines]
 
 
-def _valued(test: Log) -> int:
+def _count_valued_queries(test: Log) -> int:
     """On how many queries a choice can be valued: all with propensities, else those tried whole."""
     if test.propensity_SP is not None:
         return len(test.queries)
@@ -205,7 +213,9 @@ def _valued(test: Log) -> int:
 def _values(name: str, test: Log, rows: dict[str, Row], published: bool) -> Table:
     columns = ("choice", "value", "gain over the default", "published")[: 4 if published else 3]
     cells = tuple(row.cells()[: len(columns)] for row in rows.values())
-    return Table(f"{name}: value on {_valued(test):,} held-out queries", columns, cells)
+    return Table(
+        f"{name}: value on {_count_valued_queries(test):,} held-out queries", columns, cells
+    )
 
 
 def _cross_validation(name: str, found: Fit) -> Table:
@@ -220,7 +230,7 @@ def _cross_validation(name: str, found: Fit) -> Table:
 
 def _valued_note(test: Log) -> list[str]:
     """Which queries the values are of, where it is not all of them."""
-    valued = _valued(test)
+    valued = _count_valued_queries(test)
     if valued == len(test.queries):
         return []
     if valued:
@@ -285,12 +295,12 @@ def _choices(
     inside, own = test.columns(seen), predicted[:, seen]
     default = predictor.default()
     always = np.full(len(inside.queries), default)
-    best = int(np.argmax(rates(inside)))
+    best = int(np.argmax(mean_rewards(inside)))
     title = f"in hindsight: {inside.names[best]}"
     choices = {
         "hindsight": (title, np.full_like(always, best)),
         "chosen": ("chosen per query", own.argmax(1)),
-        "abstaining": ("chosen with a margin", leaving(own, default, predictor.margin)),
+        "abstaining": ("chosen with a margin", choose_over_default(own, default, predictor.margin)),
     }
     rows = {"best": Row(f"default: {predictor.names[default]}", value_of(inside, always, own))}
     for key, (what, choice_S) in choices.items():
@@ -456,7 +466,7 @@ def _estimates(
     for what, choice in (
         ("the default", np.full(len(predicted), default)),
         ("chosen per query", predicted.argmax(1)),
-        ("chosen with a margin", leaving(predicted, default, predictor.margin)),
+        ("chosen with a margin", choose_over_default(predicted, default, predictor.margin)),
     ):
         policy = one_hot(choice, len(test.names))
         given = (test.reward_SP, test.propensity_SP, policy)
@@ -496,7 +506,7 @@ def _gain_verdicts(rows: dict[str, Row], leak: bool) -> list[str]:
         gained = rows[key].gain if key in rows else None
         if gained is not None:
             words = f"{verdict(gained)}, of leaked questions: no claim" if leak else verdict(gained)
-            lines.append(f"{what} over the default {_signed(gained)}: {words}.")
+            lines.append(f"{what} over the default {_signed_text(gained)}: {words}.")
     return lines
 
 
@@ -509,19 +519,19 @@ def _adding_verdicts(change: Interval, found: Fit) -> list[str]:
     allowed = "may" if found.predictor.unseen else "would not"
     left = ""
     if found.unseen is not None:
-        back = _signed(found.unseen)
+        back = _signed_text(found.unseen)
         left = f" With each training prompt left out in turn, adding it back {back}."
     return [
-        f"adding prompts that training never saw {word}: {_signed(change)}, {sure}.",
+        f"adding prompts that training never saw {word}: {_signed_text(change)}, {sure}.",
         f"a saved predictor {allowed} send unseen prompts.{left}",
     ]
 
 
-def _signed(interval: Interval) -> str:
+def _signed_text(interval: Interval) -> str:
     return _cell(interval, "+.3f")
 
 
-def _only_seen(log: Log, seen: np.ndarray) -> Log:
+def _keep_seen_prompts(log: Log, seen: np.ndarray) -> Log:
     """A new split must not teach prompts that were only ever tried on the log's own test part."""
     return replace(log, reward_SP=np.where(~log.test_S[:, None] & ~seen, np.nan, log.reward_SP))
 

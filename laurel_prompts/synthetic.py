@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from laurel_prompts.logs import Log, questions
+from laurel_prompts.logs import Log, question_numbers
 
 KINDS = (
     ("shop", "price", "discount"),
@@ -62,7 +62,7 @@ def synthetic_log(
         prompts=PROMPTS,
         reward_SP=reward,
         test_S=np.arange(queries) >= round((1 - test) * queries),
-        question_S=questions(texts),
+        question_S=question_numbers(texts),
         propensity_SP=propensity,
     )
     return log, truth

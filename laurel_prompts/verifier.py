@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from laurel.measure.intervals import Interval, cluster_bootstrap_mean
-from laurel_prompts.features import Directions, Words
-from laurel_prompts.logs import Log, folds
+from laurel_prompts.features import HashedWords, PrincipalDirections
+from laurel_prompts.logs import Log, fold_of_query
 from laurel_prompts.models import Logistic
 from laurel_prompts.policy_value import auc
 
@@ -52,7 +52,7 @@ def verify(log: Log, *, seed: int = 0) -> Verifier | None:
     # directions are found without any label
     x_answers, x_queries = _directions(answers, 32, seed), _directions(log.queries, 16, seed)
     x = np.hstack([x_answers, x_queries[s]])
-    score = _out_of_fold(x, right, folds(log.question_S, seed=seed)[s])
+    score = _out_of_fold(x, right, fold_of_query(log.question_S, seed=seed)[s])
     score_SP = np.full(log.reward_SP.shape, np.nan)
     score_SP[s, p] = score
     hit = ((score > 0.5) == (right > 0.5)).mean()
@@ -62,8 +62,8 @@ def verify(log: Log, *, seed: int = 0) -> Verifier | None:
 
 
 def _directions(texts: Sequence[str], count: int, seed: int) -> np.ndarray:
-    rows = Words()(texts)
-    return Directions.fit(rows, count=count, seed=seed)(rows)
+    rows = HashedWords()(texts)
+    return PrincipalDirections.fit(rows, count=count, seed=seed)(rows)
 
 
 def _out_of_fold(x: np.ndarray, right: np.ndarray, fold: np.ndarray) -> np.ndarray:

@@ -176,7 +176,7 @@ def imitate_adversarially(
     return softmax(logit_SA, axis=1), distances
 
 
-def bell(place: float, log_width: float, num_actions: int) -> np.ndarray:
+def bell_policy(place: float, log_width: float, num_actions: int) -> np.ndarray:
     """A bell over actions 0 ... A - 1, [A]: a policy with a single mode.
 
     p(a) is in proportion to exp(-(a - place)^2 / (2 width^2)).
@@ -184,7 +184,7 @@ def bell(place: float, log_width: float, num_actions: int) -> np.ndarray:
     return softmax(-((np.arange(num_actions) - place) ** 2) / (2 * np.exp(2 * log_width)))
 
 
-def best_bell(
+def fit_bell(
     expert_A: np.ndarray, divergence: Callable[[np.ndarray, np.ndarray], float]
 ) -> np.ndarray:
     """The bell of least divergence(bell, expert), [A].
@@ -195,7 +195,7 @@ def best_bell(
     starts = [(float(place), log_width) for place in range(A) for log_width in (-0.5, 0.7)]
     searches = [
         minimize(
-            lambda x: divergence(bell(x[0], x[1], A), expert_A),
+            lambda x: divergence(bell_policy(x[0], x[1], A), expert_A),
             start,
             method="L-BFGS-B",
             bounds=[(-1, A), (-1.2, 3)],
@@ -203,7 +203,7 @@ def best_bell(
         for start in starts
     ]
     best = min(searches, key=lambda search: search.fun)
-    return bell(best.x[0], best.x[1], A)
+    return bell_policy(best.x[0], best.x[1], A)
 
 
 def gail(
@@ -343,8 +343,8 @@ def _two_modes() -> tuple[Table, tuple[Claim, ...]]:
     Which one cloning finds, and which the adversarial reward.
     """
     expert_A = softmax(np.array([0.0, 3.0, 4.0, 3.0, 0.0, 0.0, 2.6, 3.6, 2.6]))
-    cloned_A = best_bell(expert_A, lambda bell_A, target_A: kl(target_A, bell_A))
-    sought_A = best_bell(expert_A, DIVERGENCES["airl"])
+    cloned_A = fit_bell(expert_A, lambda bell_A, target_A: kl(target_A, bell_A))
+    sought_A = fit_bell(expert_A, DIVERGENCES["airl"])
     rows = tuple(
         (name, *(float(p) for p in policy_A), kl(expert_A, policy_A), kl(policy_A, expert_A))
         for name, policy_A in (

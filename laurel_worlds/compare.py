@@ -16,22 +16,22 @@ from laurel.core.errors import UsageError
 from laurel.report.exhibit import Chart, Claim, Exhibit, Table
 from laurel_worlds.gradient import Episode, objective, rollout
 from laurel_worlds.gridworld import WORLDS, cliff, gridworld
-from laurel_worlds.interval import mean as interval
-from laurel_worlds.interval import words
+from laurel_worlds.interval import interval_text
+from laurel_worlds.interval import student_interval as interval
 from laurel_worlds.learning import counted_model, q_learning, sarsa
 from laurel_worlds.mdp import MDP, from_arrays
 from laurel_worlds.offpolicy import ESTIMATORS, doubly_robust, ratio_second_moment, reuse
 from laurel_worlds.planning import (
     deterministic,
-    endless,
     evaluate,
+    never_ending_states,
     optimal_actions,
     q_values,
     uniform,
     value_iteration,
     value_iteration_sweeps,
 )
-from laurel_worlds.solve import LEARNERS, TIE, learned_row, moves_for
+from laurel_worlds.solve import LEARNERS, TIE, default_moves, learned_row
 
 STEP_REWARDS, SLIPS = (0.0, -0.04, -0.1, -0.4, -1.0, -2.0), (0.0, 0.2)
 FLOOR = -1000.0  # the value of a policy that walks on and on
@@ -63,7 +63,12 @@ def compare(
     minutes).
     """
     chosen = range(seed, seed + seeds)
-    parts = [_cliff(chosen, epsilon), _reuse(chosen, rounds), _weights(chosen), _unknown(chosen)]
+    parts = [
+        _cliff_exhibit(chosen, epsilon),
+        _reuse_exhibit(chosen, rounds),
+        _weights_exhibit(chosen),
+        _unknown_dynamics_exhibit(chosen),
+    ]
     parts += [_every_world(chosen)] if every_world else []
     return Exhibit(
         title="on-policy against off-policy",
@@ -79,7 +84,7 @@ def compare(
     )
 
 
-def soft(mdp: MDP, epsilon: float) -> MDP:
+def with_random_moves(mdp: MDP, epsilon: float) -> MDP:
     """The world where an action becomes a random one with probability epsilon.
 
     Its best policy is the best epsilon-soft one.
@@ -106,7 +111,7 @@ def soft(mdp: MDP, epsilon: float) -> MDP:
     )
 
 
-def _cliff(seeds: range, epsilon: float) -> Exhibit:
+def _cliff_exhibit(seeds: range, epsilon: float) -> Exhibit:
     """Q-learning learns the shortest path and falls on the way.
 
     SARSA learns the path that is best with its own mistakes.
@@ -123,7 +128,9 @@ def _cliff(seeds: range, epsilon: float) -> Exhibit:
         "its limit, exact",
         "limit without mistakes, exact",
     )
-    rows = tuple((name, words(interval(online[name]), 1), *limits[name]) for name in LEARNERS)
+    rows = tuple(
+        (name, interval_text(interval(online[name]), 1), *limits[name]) for name in LEARNERS
+    )
     figures = {
         name: {
             "online": online[name],
@@ -147,7 +154,7 @@ def _cliff(seeds: range, epsilon: float) -> Exhibit:
 
 def _cliff_limits(mdp: MDP, epsilon: float) -> dict[str, tuple[float, float]]:
     """What each learner converges to, exactly: value with and without its random moves."""
-    mistaken = soft(mdp, epsilon)
+    mistaken = with_random_moves(mdp, epsilon)
     shortest_SA = deterministic(q_values(mdp, value_iteration(mdp)).argmax(1), len(mdp.actions))
     careful_S = value_iteration(mistaken)
     careful_SA = deterministic(q_values(mistaken, careful_S).argmax(1), len(mdp.actions))
@@ -190,7 +197,7 @@ def _cliff_claims(
         Claim(
             "while learning, SARSA earns more than Q-learning on the cliff",
             gap[1] > 0,
-            f"{words(gap, 1)} more an episode at the end",
+            f"{interval_text(gap, 1)} more an episode at the end",
         ),
         Claim(
             "once mistakes stop, Q-learning's limit is the better one (exact)",
@@ -200,7 +207,7 @@ def _cliff_claims(
     )
 
 
-def _height(mdp: MDP, logit_SA: np.ndarray) -> float:
+def _value_or_floor(mdp: MDP, logit_SA: np.ndarray) -> float:
     """J, and FLOOR where it is below or the policy has all but ceased to end."""
     try:
         return max(FLOOR, objective(mdp, logit_SA))
@@ -208,7 +215,7 @@ def _height(mdp: MDP, logit_SA: np.ndarray) -> float:
         return FLOOR
 
 
-def _reuse(seeds: range, rounds: int) -> Exhibit:
+def _reuse_exhibit(seeds: range, rounds: int) -> Exhibit:
     """The policy gradient from its own fresh episodes, and from used ones."""
     mdp = gridworld(slip=0.2)
     best = float(mdp.start_S @ value_iteration(mdp))
@@ -297,7 +304,7 @@ def _run_arm(mdp: MDP, seeds: range, rounds: int, options: dict[str, Any]) -> _A
         reuse(mdp.simulator(seed), rounds=rounds, batch=8, rate=0.5, seed=seed, **options)
         for seed in seeds
     ]
-    values = [np.array([_height(mdp, logit_SA) for _, logit_SA, _ in run]) for run in runs]
+    values = [np.array([_value_or_floor(mdp, logit_SA) for _, logit_SA, _ in run]) for run in runs]
     moves = [
         next((run[i][0] for i in np.flatnonzero(value > BAR)), None)
         for run, value in zip(runs, values, strict=True)
@@ -327,7 +334,7 @@ def _reuse_claims(arms: list[_Arm], runs: int) -> tuple[Claim, ...]:
             "from the same episodes, used batches earn more than fresh ones if they are left when"
             " their weights decay",
             gain[1] > 0,
-            f"final value {words(gain)} higher; moves to {BAR:g} are in the table",
+            f"final value {interval_text(gain)} higher; moves to {BAR:g} are in the table",
         ),
         Claim(
             "used without that care they fail, and fresh ones do not",
@@ -344,7 +351,7 @@ def _reuse_claims(arms: list[_Arm], runs: int) -> tuple[Claim, ...]:
     )
 
 
-def row_of_moves(length: int) -> MDP:
+def chain_world(length: int) -> MDP:
     """A world of `length` moves in a row, each paying 1 / length for the first of two actions.
 
     Only the horizon differs between such worlds.
@@ -356,7 +363,7 @@ def row_of_moves(length: int) -> MDP:
     )
 
 
-def _weights(
+def _weights_exhibit(
     seeds: range, horizons: Sequence[int] = (1, 2, 4, 8, 16, 32), episodes: int = 200
 ) -> Exhibit:
     """Evaluation from another policy's episodes: the error as the horizon grows."""
@@ -396,7 +403,7 @@ def _weights(
 
 def _evaluation_errors(horizon: int, seeds: range, episodes: int) -> tuple[dict[str, float], float]:
     """The root mean square error of every estimator by name, and E[weight^2], exactly."""
-    mdp = row_of_moves(horizon)
+    mdp = chain_world(horizon)
     target_SA, behaviour_SA = (
         np.tile([chance, 1 - chance], (horizon + 1, 1)) for chance in (0.8, 0.5)
     )
@@ -438,7 +445,7 @@ def _episodes(mdp: MDP, policy_SA: np.ndarray, count: int, seed: int) -> list[Ep
     return [rollout(simulator, policy_SA, rng) for _ in range(count)]
 
 
-def _unknown(seeds: range, allowed: float = 0.01) -> Exhibit:
+def _unknown_dynamics_exhibit(seeds: range, allowed: float = 0.01) -> Exhibit:
     """Moves in the world until the policy found loses at most `allowed` at the start.
 
     Planning takes none, learning more.
@@ -449,7 +456,9 @@ def _unknown(seeds: range, allowed: float = 0.01) -> Exhibit:
     budgets = [36 * 2**power for power in range(11)]
 
     def needs(way: Way, seed: int) -> int | None:
-        enough = (m for m in budgets if _loss(mdp, value_S, way(mdp, m, seed)) <= allowed)
+        enough = (
+            m for m in budgets if _loss_of_greedy_policy(mdp, value_S, way(mdp, m, seed)) <= allowed
+        )
         return next(enough, None)
 
     needed = {name: [needs(way, seed) for seed in seeds] for name, way in WAYS.items()}
@@ -484,10 +493,10 @@ def _model_claim(medians: dict[str, float]) -> Claim:
     )
 
 
-def _loss(mdp: MDP, value_S: np.ndarray, q_SA: np.ndarray) -> float:
+def _loss_of_greedy_policy(mdp: MDP, value_S: np.ndarray, q_SA: np.ndarray) -> float:
     """What the greedy policy of Q loses at the start; infinity if it may never end."""
     policy_SA = deterministic(q_SA.argmax(1), len(mdp.actions))
-    if endless(mdp, policy_SA).any():
+    if never_ending_states(mdp, policy_SA).any():
         return math.inf
     return float(mdp.start_S @ (value_S - evaluate(mdp, policy_SA)))
 
@@ -496,27 +505,27 @@ def _open_states(mdp: MDP) -> list[int]:
     return np.flatnonzero(~mdp.terminal_S).tolist()
 
 
-def _by_model(mdp: MDP, moves: int, seed: int) -> np.ndarray:
+def _learn_by_model(mdp: MDP, moves: int, seed: int) -> np.ndarray:
     starts = _open_states(mdp)
     samples = max(1, moves // (len(starts) * len(mdp.actions)))
     model = counted_model(mdp.simulator(seed), samples=samples, starts=starts)
-    if model.gamma == 1 and endless(model, uniform(model)).any():
+    if model.gamma == 1 and never_ending_states(model, uniform(model)).any():
         return np.zeros_like(mdp.reward_SA)  # too few samples to have seen a way out
     return q_values(model, value_iteration(model))
 
 
-def _by_q_learning(mdp: MDP, moves: int, seed: int) -> np.ndarray:
+def _learn_by_q_learning(mdp: MDP, moves: int, seed: int) -> np.ndarray:
     return q_learning(mdp.simulator(seed), steps=moves, seed=seed, starts=_open_states(mdp)).q_SA
 
 
-def _by_sarsa(mdp: MDP, moves: int, seed: int) -> np.ndarray:
+def _learn_by_sarsa(mdp: MDP, moves: int, seed: int) -> np.ndarray:
     return sarsa(mdp.simulator(seed), steps=moves, seed=seed, starts=_open_states(mdp)).q_SA
 
 
 WAYS: dict[str, Way] = {
-    "model from counts": _by_model,
-    "Q-learning": _by_q_learning,
-    "SARSA": _by_sarsa,
+    "model from counts": _learn_by_model,
+    "Q-learning": _learn_by_q_learning,
+    "SARSA": _learn_by_sarsa,
 }
 """name: (world, moves, seed) -> the Q [S, A] that so many moves give."""
 
@@ -532,7 +541,7 @@ def _every_world(seeds: range) -> Exhibit:
             mdp = WORLDS["gridworld"](step_reward=step_reward, slip=slip)
             best_SA = optimal_actions(mdp, value_iteration(mdp), TIE)
             found = {
-                name: [learned_row(mdp, best_SA, name, seed, moves_for(mdp)) for seed in seeds]
+                name: [learned_row(mdp, best_SA, name, seed, default_moves(mdp)) for seed in seeds]
                 for name in LEARNERS
             }
             misses = {name: sum(len(row["wrong"]) for row in runs) for name, runs in found.items()}

@@ -15,7 +15,7 @@ import numpy as np
 
 from laurel.core.errors import UsageError
 from laurel.report.exhibit import Chart, Claim, Exhibit, Table
-from laurel_worlds.interval import share, words
+from laurel_worlds.interval import interval_text, wilson_interval
 
 Point = tuple[float, float, float, float]
 
@@ -111,7 +111,7 @@ def play(
     return Episodes(state_TNB, action_TN, goal_NB, length_N)
 
 
-def replayed(episodes: Episodes, futures: int, rng: np.random.Generator) -> Steps:
+def relabel_steps(episodes: Episodes, futures: int, rng: np.random.Generator) -> Steps:
     """Every step under its own goal and, `futures` times, under a goal in hindsight.
 
     That is a state which its episode reached at or after the step's end.
@@ -135,7 +135,7 @@ def replayed(episodes: Episodes, futures: int, rng: np.random.Generator) -> Step
     )
 
 
-def targets(weight_XB: np.ndarray, steps: Steps) -> np.ndarray:
+def q_targets(weight_XB: np.ndarray, steps: Steps) -> np.ndarray:
     """The target of Q(s, g, a), [N]: 0 at the goal, else -1 + gamma max_a' Q(s', g, a').
 
     Within [-1/(1 - gamma), 0].
@@ -153,7 +153,7 @@ def learn(
     Returns the weights [X, B], and how many training episodes met their own goal.
 
     A round plays `episodes` episodes side by side (30 % random flips), stores their steps
-    (`replayed`), freezes the weights of the targets and makes `updates` steps of least squares,
+    (`relabel_steps`), freezes the weights of the targets and makes `updates` least-squares steps,
     each on 256 stored steps of one earlier round: W_a += RATE / X * mean over the batch of 1[flip =
     a] (target - Q) features.
     """
@@ -162,12 +162,12 @@ def learn(
     for _ in range(rounds):
         played = play(weight_XB, *tasks(bits, episodes, rng), 0.3, rng)
         met += int(played.reached_N.sum())
-        memory.append(replayed(played, futures, rng))
+        memory.append(relabel_steps(played, futures, rng))
         frozen_XB = weight_XB.copy()
         for _ in range(updates):
             some = _drawn(memory[rng.integers(len(memory))], 256, rng)
             seen_NX, flip_NB = features(some.before_NB, some.goal_NB), np.eye(bits)[some.action_N]
-            error_N = targets(frozen_XB, some) - ((seen_NX @ weight_XB) * flip_NB).sum(1)
+            error_N = q_targets(frozen_XB, some) - ((seen_NX @ weight_XB) * flip_NB).sum(1)
             weight_XB += (
                 RATE / len(weight_XB) * seen_NX.T @ (flip_NB * error_N[:, None]) / len(error_N)
             )
@@ -269,14 +269,14 @@ def _row(
     wins, met = [], 0
     for seed in seeds:
         weight_XB, met_in_training = learn(bits, futures=futures, seed=seed, **budget)
-        wins.append(_wins(weight_XB, bits, trials, seed))
+        wins.append(_count_solved_tasks(weight_XB, bits, trials, seed))
         met += met_in_training
-    success = share(sum(wins), len(seeds) * trials)
+    success = wilson_interval(sum(wins), len(seeds) * trials)
     met_share = met / (len(seeds) * budget["rounds"] * budget["episodes"])
     return bits, arm, *success, min(wins) / trials, met_share, hit_chance(bits, bits)
 
 
-def _wins(weight_XB: np.ndarray, bits: int, trials: int, seed: int) -> int:
+def _count_solved_tasks(weight_XB: np.ndarray, bits: int, trials: int, seed: int) -> int:
     """How many of `trials` fresh tasks the greedy policy solves."""
     rng = np.random.default_rng([seed, bits])
     return int(play(weight_XB, *tasks(bits, trials, rng), 0.0, rng).reached_N.sum())
@@ -290,11 +290,11 @@ def _claims(most: int, curves: dict[str, Sequence[Point]]) -> tuple[Claim, ...]:
     solved = Claim(
         f"With hindsight the learner solves {most} bits (success above 0.9).",
         hindsight[1] > 0.9,
-        f"success {words(hindsight)}",
+        f"success {interval_text(hindsight)}",
     )
     evidence = (
-        f"success {words(plain)} against {words(hindsight)}; random flips meet the goal with chance"
-        f" {hit_chance(most, most):.2g}"
+        f"success {interval_text(plain)} against {interval_text(hindsight)};"
+        f" random flips meet the goal with chance {hit_chance(most, most):.2g}"
     )
     if most < 10:
         return (solved,)

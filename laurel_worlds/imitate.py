@@ -19,11 +19,11 @@ from laurel_worlds.imitation import (
     cost,
     interactive,
     noisy,
+    sample_walks,
     tightrope,
     unrecoverable_cost,
-    walk,
 )
-from laurel_worlds.interval import Interval, mean, words
+from laurel_worlds.interval import Interval, interval_text, student_interval
 from laurel_worlds.learning import q_learning
 from laurel_worlds.mdp import MDP
 from laurel_worlds.planning import deterministic, evaluate, optimal_actions, value_iteration
@@ -68,8 +68,8 @@ def imitate(
             where="imitate",
             fix=f"With these horizons and rounds: labels >= {max(horizons) * (rounds + 1)}.",
         )
-    data, table, chart, claims = _compounding(horizons, labels, rounds, fog, seeds, seed)
-    versus, grids, second, capped = _against_optimisation(mistakes, seeds, seed)
+    data, table, chart, claims = _tightrope_exhibit(horizons, labels, rounds, fog, seeds, seed)
+    versus, grids, second, capped = _imitation_against_q_learning(mistakes, seeds, seed)
     return Exhibit(
         title="Imitation: compounding errors, and the demonstrator as a ceiling",
         about=(
@@ -104,7 +104,7 @@ def learners(rounds: int) -> dict[str, int]:
     return {"behaviour cloning": 0, "interactive (DAgger)": rounds}
 
 
-def exponent(horizons: tuple[int, ...], cost_T: list[float]) -> float:
+def growth_exponent(horizons: tuple[int, ...], cost_T: list[float]) -> float:
     """The slope of log cost against log horizon by least squares: 1, 4, 16 at 1, 2, 4 gives 2."""
     if min(cost_T) <= 0:
         raise UsageError(
@@ -115,7 +115,7 @@ def exponent(horizons: tuple[int, ...], cost_T: list[float]) -> float:
     return float(np.polyfit(np.log(horizons), np.log(cost_T), 1)[0])
 
 
-def _compounding(
+def _tightrope_exhibit(
     horizons: tuple[int, ...], labels: int, rounds: int, fog: float, seeds: int, seed: int
 ):
     """(data, tables, chart, claims) of the tightrope.
@@ -133,7 +133,7 @@ def _compounding(
         curves[name] = [(float(row[1]), *row[3:6]) for row in of_learner]
         rows += of_learner
     cloning = rows[: len(horizons)]
-    slopes["closed form"] = (exponent(horizons, [row[-1] for row in cloning]),) * 3
+    slopes["closed form"] = (growth_exponent(horizons, [row[-1] for row in cloning]),) * 3
     return (
         {"cost": [dict(zip(COSTS, row, strict=True)) for row in rows], "exponent": slopes},
         _cost_tables(rows, slopes),
@@ -181,7 +181,7 @@ CostRow = tuple[str, int, float, float, float, float, float, float, float]
 
 def _slope(horizons: tuple[int, ...], cost_RT: np.ndarray) -> Interval:
     """The exponent of growth over runs."""
-    return mean([exponent(horizons, list(cost_T)) for cost_T in cost_RT])
+    return student_interval([growth_exponent(horizons, list(cost_T)) for cost_T in cost_RT])
 
 
 def _cost_row(
@@ -193,7 +193,7 @@ def _cost_row(
     spread = np.sqrt((spread_R**2).sum()) / len(spread_R)
     z = (simulated - cost_R.mean()) / spread if spread > 0 else 0.0
     closed = unrecoverable_cost(error, horizon)
-    return error, *mean(cost_R), float(simulated), float(z), closed
+    return error, *student_interval(cost_R), float(simulated), float(z), closed
 
 
 def _cost_tables(rows: list[CostRow], slopes: dict[str, Interval]) -> tuple[Table, Table]:
@@ -213,7 +213,9 @@ def _trial(
     """
     policy_SA = interactive(world, labels=labels, horizon=horizon, rounds=rounds, rng=rng)
     right_S = policy_SA[np.arange(len(world.expert_S)), world.expert_S]
-    reward_TN = walk(world.mdp, policy_SA, steps=2000 * horizon, horizon=horizon, rng=rng)[2]
+    reward_TN = sample_walks(world.mdp, policy_SA, steps=2000 * horizon, horizon=horizon, rng=rng)[
+        2
+    ]
     total_N = -reward_TN.sum(0)
     error = 1 - float(world.mdp.start_S @ right_S)
     return (
@@ -231,30 +233,31 @@ def _growth_claims(slopes: dict[str, Interval], scale: float) -> tuple[Claim, ..
     """
     cloned, cloned_simulated, corrected, corrected_simulated, closed = slopes.values()
     where = (
-        f"simulated {words(cloned_simulated)}; closed form {closed[0]:.3f}; error times the longest"
-        f" horizon {scale:.2f}"
+        f"simulated {interval_text(cloned_simulated)}; closed form {closed[0]:.3f};"
+        f" error times the longest horizon {scale:.2f}"
     )
     return (
         Claim(
             "Behaviour cloning's cost grows quadratically with the horizon (exponent 2, to 0.2).",
             abs(cloned[1] - 2) < 0.2 and abs(cloned[2] - 2) < 0.2,
-            f"{words(cloned)}; {where}",
+            f"{interval_text(cloned)}; {where}",
         ),
         Claim(
             "The interactive learner's grows linearly (exponent 1, to 0.2).",
             abs(corrected[1] - 1) < 0.2 and abs(corrected[2] - 1) < 0.2,
-            f"{words(corrected)}; simulated {words(corrected_simulated)}",
+            f"{interval_text(corrected)}; simulated {interval_text(corrected_simulated)}",
         ),
         Claim(
             "The two exponents differ: their intervals do not meet.",
             min(cloned[1], cloned_simulated[1]) > max(corrected[2], corrected_simulated[2]),
-            f"{words(cloned)} against {words(corrected)}; simulated {words(cloned_simulated)}"
-            f" against {words(corrected_simulated)}",
+            f"{interval_text(cloned)} against {interval_text(corrected)};"
+            f" simulated {interval_text(cloned_simulated)}"
+            f" against {interval_text(corrected_simulated)}",
         ),
     )
 
 
-def _against_optimisation(
+def _imitation_against_q_learning(
     mistakes: float, seeds: int, seed: int
 ) -> tuple[dict[str, Any], tuple[Grid, ...], Table, Claim]:
     """Clones of a demonstrator that errs, and Q-learning, on the same gridworld.
@@ -271,7 +274,7 @@ def _against_optimisation(
     for steps in (300, 3_000, 30_000):
         cloned = [_clone_value(mdp, expert_SA, steps, run) for run in runs]
         learned = [_learned_value(mdp, steps, run) for run in runs]
-        found = {"clone": mean(cloned), "Q-learning": mean(learned)}
+        found = {"clone": student_interval(cloned), "Q-learning": student_interval(learned)}
         rows += [(name, steps, *interval) for name, interval in found.items()]
     return (
         {"value": [dict(zip(VALUES, row, strict=True)) for row in rows]},
@@ -290,15 +293,15 @@ def _ceiling_claim(clone: Interval, learned: Interval, ceiling: float, best: flo
         "With enough data the clone is as good as its demonstrator and no better (to 0.02), while"
         " optimisation surpasses the demonstrator.",
         abs(clone[0] - ceiling) < 0.02 and learned[1] > max(ceiling, clone[2]),
-        f"demonstrator {ceiling:.3f}, clone {words(clone)}, Q-learning"
-        f" {words(learned)}, optimum {best:.3f}",
+        f"demonstrator {ceiling:.3f}, clone {interval_text(clone)}, Q-learning"
+        f" {interval_text(learned)}, optimum {best:.3f}",
     )
 
 
 def _clone_value(mdp: MDP, expert_SA: np.ndarray, steps: int, seed: int) -> float:
     """The value at the start of a clone of so many steps of the demonstrator."""
     rng = np.random.default_rng([seed, steps])
-    state_TN, action_TN, _ = walk(mdp, expert_SA, steps=steps, horizon=60, rng=rng)
+    state_TN, action_TN, _ = sample_walks(mdp, expert_SA, steps=steps, horizon=60, rng=rng)
     running_TN = ~mdp.terminal_S[state_TN]
     labels = Labels(state_TN[running_TN], action_TN[running_TN])
     return float(mdp.start_S @ evaluate(mdp, clone(labels, *expert_SA.shape)))

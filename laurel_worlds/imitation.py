@@ -66,7 +66,7 @@ def noisy(best_SA: np.ndarray, mistakes: float) -> np.ndarray:
     ) + mistakes / A
 
 
-def walk(
+def sample_walks(
     mdp: MDP, policy_SA: np.ndarray, *, steps: int, horizon: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """About `steps` steps of a policy: (states, actions, rewards), each [T, episodes].
@@ -124,7 +124,7 @@ def interactive(
     S, A = world.mdp.reward_SA.shape
     policy_SA, met_N = np.eye(A)[world.expert_S], np.zeros(0, dtype=int)
     for _ in range(rounds + 1):
-        state_TN, _, _ = walk(
+        state_TN, _, _ = sample_walks(
             world.mdp, policy_SA, steps=labels // (rounds + 1), horizon=horizon, rng=rng
         )
         met_N = np.concatenate([met_N, state_TN.ravel()])

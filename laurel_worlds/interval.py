@@ -11,13 +11,13 @@ Interval = tuple[float, float, float]
 """(estimate, low, high) at 95 %."""
 
 
-def share(successes: int, trials: int) -> Interval:
+def wilson_interval(successes: int, trials: int) -> Interval:
     """A share of independent trials with Wilson's interval: 8 of 10 gives (.8, .490, .943)."""
     found = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return successes / trials, float(found.low), float(found.high)
 
 
-def mean(values: Sequence[float] | np.ndarray) -> Interval:
+def student_interval(values: Sequence[float] | np.ndarray) -> Interval:
     """The mean of independent runs, -+ t(n - 1, .975) sd / sqrt(n).
 
     1, 2, 3 gives (2, -.484, 4.484). One run has no interval.
@@ -32,6 +32,6 @@ def mean(values: Sequence[float] | np.ndarray) -> Interval:
     return middle, middle - half, middle + half
 
 
-def words(interval: Interval, digits: int = 3) -> str:
+def interval_text(interval: Interval, digits: int = 3) -> str:
     """`0.800 (0.490 to 0.943)`."""
     return "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*interval, d=digits)

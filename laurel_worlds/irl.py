@@ -13,8 +13,8 @@ import numpy as np
 from laurel.core.errors import UsageError
 from laurel.report.exhibit import Chart, Claim, Exhibit, Grid, Table
 from laurel_worlds.gridworld import cell_of, gridworld, map_of
-from laurel_worlds.imitation import walk
-from laurel_worlds.interval import Interval, mean, words
+from laurel_worlds.imitation import sample_walks
+from laurel_worlds.interval import Interval, interval_text, student_interval
 from laurel_worlds.inverse import (
     demonstrated_visits,
     expected_visits,
@@ -93,7 +93,7 @@ def irl(
         charts=(_value_chart(curve),),
         claims=(
             *_recovery_claims(rows[1], curve[-1], best),
-            _one_direction(mdp, exact_F / sharpness),
+            _shaping_explains_claim(mdp, exact_F / sharpness),
             *claims,
         ),
         notes=NOTES,
@@ -122,13 +122,21 @@ def _recovered(
     expert_SA, _ = soft_solution(rewarded(mdp, sharpness * mdp.reward_SA))
     exact_F = recover(mdp, mdp.transition_SAZ, expected_visits(mdp, expert_SA))
     rows: list[tuple] = [
-        ("the true reward", None, *scores(mdp, expert_SA, sharpness * mdp.reward_SA)),
-        ("the exact occupancy", None, *scores(mdp, expert_SA, mdp.transition_SAZ @ exact_F)),
+        (
+            "the true reward",
+            None,
+            *score_recovered_reward(mdp, expert_SA, sharpness * mdp.reward_SA),
+        ),
+        (
+            "the exact occupancy",
+            None,
+            *score_recovered_reward(mdp, expert_SA, mdp.transition_SAZ @ exact_F),
+        ),
     ]
     curve, weight_F = [], exact_F
     for count in demonstrations:
         found, weight_F = _from_episodes(mdp, expert_SA, count, decay, seeds, seed)
-        same, greedy, value, gap = (mean(column) for column in zip(*found, strict=True))
+        same, greedy, value, gap = (student_interval(column) for column in zip(*found, strict=True))
         name = f"{count} episodes (mean of {seeds})"
         rows.append((name, count, same[0], greedy[0], value[0], gap[0]))
         curve.append((float(count), *value))
@@ -142,7 +150,7 @@ def _from_episodes(
     found, weight_F = [], np.zeros(len(mdp.states))
     for run in range(seeds):
         rng = np.random.default_rng([seed + run, count])
-        state_TN, action_TN, _ = walk(mdp, expert_SA, steps=count * 80, horizon=80, rng=rng)
+        state_TN, action_TN, _ = sample_walks(mdp, expert_SA, steps=count * 80, horizon=80, rng=rng)
         weight_F = recover(
             mdp,
             mdp.transition_SAZ,
@@ -150,7 +158,7 @@ def _from_episodes(
             decay=decay / count,
             tolerance=1e-7,
         )
-        found.append(scores(mdp, expert_SA, mdp.transition_SAZ @ weight_F))
+        found.append(score_recovered_reward(mdp, expert_SA, mdp.transition_SAZ @ weight_F))
     return found, weight_F
 
 
@@ -169,7 +177,10 @@ def _reward_maps(
 ) -> tuple[Grid, ...]:
     """The true reward and the recovered ones, as maps."""
     true = _reward_map(
-        "True: reward of entering a cell, and the best actions", mdp, _entered(mdp), mdp.reward_SA
+        "True: reward of entering a cell, and the best actions",
+        mdp,
+        _entry_rewards(mdp),
+        mdp.reward_SA,
     )
     recovered = {
         "Recovered from the exact occupancy": exact_F,
@@ -187,7 +198,7 @@ def _world(slip: float, step_reward: float, gamma: float) -> MDP:
     return replace(mdp, start_S=~mdp.terminal_S / (~mdp.terminal_S).sum())
 
 
-def scores(
+def score_recovered_reward(
     mdp: MDP, expert_SA: np.ndarray, reward_SA: np.ndarray
 ) -> tuple[float, float, float, float]:
     """A recovered reward against the true one, as four figures.
@@ -214,7 +225,7 @@ def scores(
     )
 
 
-def _entered(mdp: MDP) -> np.ndarray:
+def _entry_rewards(mdp: MDP) -> np.ndarray:
     """The reward paid on entering each state, [S]; in a gridworld the same from everywhere."""
     paid_S = np.zeros(len(mdp.states))
     live_SAK = (mdp.prob_SAK > 0) & ~mdp.terminal_S[:, None, None]
@@ -250,18 +261,21 @@ def _recovery_claims(
             "From the largest set of demonstrations: the recovered policy is worth the best one"
             " under the true reward (to 0.02).",
             value[0] > best - 0.02,
-            f"{words(value, 4)} against {best:.4f} with {episodes:.0f} episodes",
+            f"{interval_text(value, 4)} against {best:.4f} with {episodes:.0f} episodes",
         ),
     )
 
 
-def _one_direction(mdp: MDP, found_S: np.ndarray) -> Claim:
+def _shaping_explains_claim(mdp: MDP, found_S: np.ndarray) -> Claim:
     """Does the least-squares shaping explain the difference of two rewards?
 
     With one number per cell entered, the only shaping left adds c to every open cell and c/(1 -
     gamma) to every exit.
     """
-    error_S, free_S = found_S - _entered(mdp), np.where(mdp.terminal_S, 1 / (1 - mdp.gamma), 1.0)
+    error_S, free_S = (
+        found_S - _entry_rewards(mdp),
+        np.where(mdp.terminal_S, 1 / (1 - mdp.gamma), 1.0),
+    )
     c = float(error_S @ free_S / (free_S @ free_S))
     left = float(np.abs(error_S - c * free_S).max())
     return Claim(
@@ -290,7 +304,7 @@ def _identifiability(mdp: MDP, sharpness: float, seed: int) -> tuple[Table, tupl
     live_S = ~mdp.terminal_S
     rows = []
     for name, reward_SA in others.items():
-        same, _, _, gap = scores(mdp, expert_SA, reward_SA)
+        same, _, _, gap = score_recovered_reward(mdp, expert_SA, reward_SA)
         rows.append((name, float(np.abs(reward_SA - base.reward_SA)[live_S].max()), same, gap))
     columns = (
         "reward",

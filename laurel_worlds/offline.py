@@ -13,8 +13,8 @@ import numpy as np
 from laurel.core.errors import UsageError
 from laurel.report.exhibit import Chart, Claim, Exhibit, Grid, Table
 from laurel_worlds.gridworld import gridworld, map_of
-from laurel_worlds.imitation import Labels, clone, noisy, walk
-from laurel_worlds.interval import Interval, mean, words
+from laurel_worlds.imitation import Labels, clone, noisy, sample_walks
+from laurel_worlds.interval import Interval, interval_text, student_interval
 from laurel_worlds.mdp import MDP
 from laurel_worlds.planning import (
     deterministic,
@@ -48,7 +48,7 @@ def record(
 
     Steps after the end are not in it.
     """
-    state_TN, action_TN, reward_TN = walk(
+    state_TN, action_TN, reward_TN = sample_walks(
         mdp, policy_SA, steps=episodes * (horizon + 1), horizon=horizon + 1, rng=rng
     )
     live_TN = ~mdp.terminal_S[state_TN[:-1]]
@@ -58,7 +58,7 @@ def record(
     )
 
 
-def joined(first: Log, second: Log) -> Log:
+def join_logs(first: Log, second: Log) -> Log:
     """Both logs as one."""
     pairs = zip(vars(first).values(), vars(second).values(), strict=True)
     return Log(*(np.concatenate(pair) for pair in pairs))
@@ -137,7 +137,7 @@ def offline(
     cautions = _cautions(little, caution, noise, lowest)
     runs = _runs(mdp, demonstrators, cautions, episodes, noise, range(seed, seed + seeds))
     rng = np.random.default_rng(seed)
-    shown = _log(mdp, demonstrators["mixed"], episodes[-1], noise, rng)
+    shown = _record_half_by_each(mdp, demonstrators["mixed"], episodes[-1], noise, rng)
     q_SA = fitted_q(shown, mdp, caution=caution * noise, lowest=lowest)
     about = f"Gridworld, slip 0.2, discount 0.95, reward noise {noise}"
     return _exhibit(mdp, expert_SA, q_SA, runs, f"{seeds} seeds.", about)
@@ -147,8 +147,8 @@ def _exhibit(
     mdp: MDP, expert_SA: np.ndarray, q_SA: np.ndarray, runs: Runs, seeds: str, about: str
 ) -> Exhibit:
     best_S, rows = value_iteration(mdp), _rows(runs)
-    best, expert = float(mdp.start_S @ best_S), _worth(mdp, expert_SA)
-    random = _worth(mdp, uniform(mdp))
+    best, expert = float(mdp.start_S @ best_S), _policy_value(mdp, expert_SA)
+    random = _policy_value(mdp, uniform(mdp))
     return Exhibit(
         title="Learning from logs: cloning, fitted Q, and caution",
         about=f"{about}; best {best:.3f}, demonstrator {expert:.3f}, random {random:.3f}; {seeds}",
@@ -203,7 +203,10 @@ def _runs(
 def _logs(
     mdp: MDP, pair: tuple[np.ndarray, np.ndarray], count: int, noise: float, seeds: range
 ) -> list[Log]:
-    return [_log(mdp, pair, count, noise, np.random.default_rng([seed, count])) for seed in seeds]
+    return [
+        _record_half_by_each(mdp, pair, count, noise, np.random.default_rng([seed, count]))
+        for seed in seeds
+    ]
 
 
 def _learned(
@@ -211,13 +214,13 @@ def _learned(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """learner -> (value of what it learned from each log, the value it promised)."""
     cloned = [clone(Labels(log.state_N, log.action_N), *mdp.reward_SA.shape) for log in logs]
-    value_N = np.array([_worth(mdp, policy_SA) for policy_SA in cloned])
+    value_N = np.array([_policy_value(mdp, policy_SA) for policy_SA in cloned])
     found = {"cloning": (value_N, np.full(len(logs), np.nan))}
     for name, (weight, floor) in cautions.items():
         learned = [fitted_q(log, mdp, caution=weight, lowest=floor) for log in logs]
         greedy = [deterministic(q_SA.argmax(1), q_SA.shape[1]) for q_SA in learned]
         found[name] = (
-            np.array([_worth(mdp, policy_SA) for policy_SA in greedy]),
+            np.array([_policy_value(mdp, policy_SA) for policy_SA in greedy]),
             np.array([float(mdp.start_S @ q_SA.max(1)) for q_SA in learned]),
         )
     return found
@@ -257,8 +260,8 @@ def _rows(runs: Runs) -> tuple[tuple, ...]:
     """A row of COLUMNS for each entry."""
     rows = []
     for (kind, count, name), (worth, promised) in runs.items():
-        excess = (None, None, None) if name == "cloning" else mean(promised - worth)
-        rows.append((kind, count, name, *mean(worth), *excess))
+        excess = (None, None, None) if name == "cloning" else student_interval(promised - worth)
+        rows.append((kind, count, name, *student_interval(worth), *excess))
     return tuple(rows)
 
 
@@ -272,7 +275,7 @@ def _maps(mdp: MDP, best_S: np.ndarray, q_SA: np.ndarray) -> tuple[Grid, Grid]:
     )
 
 
-def _log(
+def _record_half_by_each(
     mdp: MDP,
     pair: tuple[np.ndarray, np.ndarray],
     episodes: int,
@@ -285,10 +288,10 @@ def _log(
         record(mdp, p, episodes=n, horizon=60, noise=noise, rng=rng)
         for p, n in zip(pair, halves, strict=True)
     )
-    return joined(first, second)
+    return join_logs(first, second)
 
 
-def _worth(mdp: MDP, policy_SA: np.ndarray) -> float:
+def _policy_value(mdp: MDP, policy_SA: np.ndarray) -> float:
     return float(mdp.start_S @ evaluate(mdp, policy_SA))
 
 
@@ -296,7 +299,7 @@ def _chart(kind: str, runs: Runs) -> Chart:
     curves: dict[str, Sequence[tuple[float, float, float, float]]] = {}
     for (log, count, name), (worth, _) in runs.items():
         if log == kind:
-            curves[name] = [*curves.get(name, ()), (float(count), *mean(worth))]
+            curves[name] = [*curves.get(name, ()), (float(count), *student_interval(worth))]
     return Chart(
         f"Value against the size of a {kind} log",
         "episodes",
@@ -313,7 +316,7 @@ def _claims(runs: Runs) -> tuple[Claim, ...]:
 
     def gains(kind: str, better: str, worse: str) -> dict[int, Interval]:
         return {
-            count: mean(runs[kind, count, better][0] - runs[kind, count, worse][0])
+            count: student_interval(runs[kind, count, better][0] - runs[kind, count, worse][0])
             for count in episodes
         }
 
@@ -329,7 +332,7 @@ def _claims(runs: Runs) -> tuple[Claim, ...]:
         Claim(
             f"The largest good log: cloning beats {little}, too: that is too little.",
             largest[1] > 0,
-            words(largest),
+            interval_text(largest),
         ),
         Claim(
             f"Good logs: {cautious} does not lose to cloning (by more than 0.02), at any size.",
@@ -341,17 +344,23 @@ def _claims(runs: Runs) -> tuple[Claim, ...]:
             all(low > 0 for _, low, _ in mixed.values()),
             _by_size(mixed),
         ),
-        _promise_claim(runs, naive, cautious),
+        _overestimation_claim(runs, naive, cautious),
     )
 
 
 def _by_size(found: dict[int, Interval]) -> str:
-    return "; ".join(f"{count} episodes: {words(interval)}" for count, interval in found.items())
+    return "; ".join(
+        f"{count} episodes: {interval_text(interval)}" for count, interval in found.items()
+    )
 
 
-def _promise_claim(runs: Runs, naive: str, cautious: str) -> Claim:
+def _overestimation_claim(runs: Runs, naive: str, cautious: str) -> Claim:
     without, with_caution = (
-        [mean(promised - worth) for key, (worth, promised) in runs.items() if key[2] == name]
+        [
+            student_interval(promised - worth)
+            for key, (worth, promised) in runs.items()
+            if key[2] == name
+        ]
         for name in (naive, cautious)
     )
     (least, most), (lowest, highest) = (

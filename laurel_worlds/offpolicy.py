@@ -32,7 +32,7 @@ def log_ratios(episode: Episode, target_SA: np.ndarray, behaviour_SA: np.ndarray
         return (np.log(target_SA[episode.states, episode.actions]) - np.log(taken)).cumsum()
 
 
-def ordinary(
+def importance_sampling(
     rows: Sequence[Episode], target_SA: np.ndarray, behaviour_SA: np.ndarray, gamma: float
 ) -> np.ndarray:
     """rho_T G for every episode, [N].
@@ -50,7 +50,7 @@ def ordinary(
     )
 
 
-def weighted(
+def weighted_importance_sampling(
     rows: Sequence[Episode], target_SA: np.ndarray, behaviour_SA: np.ndarray, gamma: float
 ) -> np.ndarray:
     """N rho G / sum rho for every episode, [N].
@@ -68,7 +68,7 @@ def weighted(
     )
 
 
-def per_decision(
+def per_decision_importance_sampling(
     rows: Sequence[Episode], target_SA: np.ndarray, behaviour_SA: np.ndarray, gamma: float
 ) -> np.ndarray:
     """sum_t gamma^t rho_{0..t} r_t for every episode, [N].
@@ -113,9 +113,9 @@ def doubly_robust(model: MDP) -> Estimator:
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    "ordinary": ordinary,
-    "weighted": weighted,
-    "per decision": per_decision,
+    "ordinary": importance_sampling,
+    "weighted": weighted_importance_sampling,
+    "per decision": per_decision_importance_sampling,
 }
 """name: (episodes of the behaviour, target [S, A], behaviour [S, A], gamma) -> one figure each.
 

@@ -20,7 +20,7 @@ def deterministic(best_S: np.ndarray, num_actions: int) -> np.ndarray:
     return np.eye(num_actions)[np.asarray(best_S, dtype=int)]
 
 
-def endless(mdp: MDP, policy_SA: np.ndarray) -> np.ndarray:
+def never_ending_states(mdp: MDP, policy_SA: np.ndarray) -> np.ndarray:
     """The states [S] from which a policy never reaches a terminal state.
 
     None: the policy is proper.
@@ -57,7 +57,7 @@ def evaluate(mdp: MDP, policy_SA: np.ndarray) -> np.ndarray:
 
 
 def _bellman(mdp: MDP, policy_SA: np.ndarray) -> np.ndarray:
-    lost_S = endless(mdp, policy_SA)
+    lost_S = never_ending_states(mdp, policy_SA)
     if mdp.gamma == 1 and lost_S.any():
         names = ", ".join(np.array(mdp.states)[lost_S][:6]) + (", ..." if lost_S.sum() > 6 else "")
         raise UsageError(
@@ -210,7 +210,8 @@ def optimal_actions(mdp: MDP, value_S: np.ndarray, tolerance: float = 1e-9) -> n
     Those with Q(s, a) >= max Q(s, .) - tolerance. All False in terminal states.
 
     Undiscounted with step reward 0 a policy of best actions may still never end: that every move is
-    tied says that none loses anything yet, not that repeating it arrives (see `endless`).
+    tied says that none loses anything yet, not that repeating it arrives: see
+    `never_ending_states`.
     """
     q_SA = q_values(mdp, value_S)
     return (q_SA >= q_SA.max(1, keepdims=True) - tolerance) & ~mdp.terminal_S[:, None]

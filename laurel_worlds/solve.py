@@ -19,10 +19,10 @@ from laurel_worlds.learning import Learned, q_learning, sarsa
 from laurel_worlds.mdp import MDP
 from laurel_worlds.planning import (
     deterministic,
-    endless,
     evaluate,
     linear_programme,
     names_of,
+    never_ending_states,
     optimal_actions,
     policy_iteration_rounds,
     value_iteration,
@@ -56,7 +56,7 @@ def solve(
     step rewards from -3 to 0 at which the best policy changes.
     """
     mdp = WORLDS[world](step_reward=step_reward, slip=slip, gamma=gamma)
-    steps = steps or moves_for(mdp)
+    steps = steps or default_moves(mdp)
     value_S, data = _planned(mdp)
     best_SA = optimal_actions(mdp, value_S, TIE)
     data["learners"] = rows = _learned_rows(mdp, best_SA, seeds, steps)
@@ -79,7 +79,7 @@ def solve(
     )
 
 
-def moves_for(mdp: MDP) -> int:
+def default_moves(mdp: MDP) -> int:
     """The moves that a learner gets by default.
 
     So many for every state and action, fewer where nothing is left to chance.
@@ -101,7 +101,7 @@ def learned_row(mdp: MDP, best_SA: np.ndarray, name: str, seed: int, steps: int)
     learned = LEARNERS[name](mdp.simulator(seed), steps=steps, seed=seed, starts=live)
     greedy_S = learned.greedy()
     policy_SA = deterministic(greedy_S, len(mdp.actions))
-    ends = mdp.gamma < 1 or not endless(mdp, policy_SA).any()
+    ends = mdp.gamma < 1 or not never_ending_states(mdp, policy_SA).any()
     lost = float(mdp.start_S @ (value_iteration(mdp) - evaluate(mdp, policy_SA))) if ends else None
     return {
         "learner": name,
@@ -143,7 +143,7 @@ def _planned(mdp: MDP) -> tuple[np.ndarray, dict[str, Any]]:
         "rounds": rounds,
         "gaps": {name: float(np.abs(other_S - value_S).max()) for name, other_S in others.items()},
         "same_actions": same,
-        "policy_iteration_ends": not endless(mdp, policy_SA).any(),
+        "policy_iteration_ends": not never_ending_states(mdp, policy_SA).any(),
     }
 
 
@@ -290,7 +290,7 @@ def _switch_table(switches: list[dict[str, Any]]) -> Table:
 def _notes(mdp: MDP, best_SA: np.ndarray, rows: list[dict[str, Any]]) -> tuple[str, ...]:
     notes = []
     first_SA = deterministic(best_SA.argmax(1), len(mdp.actions))
-    if mdp.gamma == 1 and endless(mdp, first_SA).any():
+    if mdp.gamma == 1 and never_ending_states(mdp, first_SA).any():
         notes.append(
             "Here a policy can take a best action everywhere and never end (the first of each set"
             " does): without a cost of moving, a tie says that nothing is lost yet, not that"

@@ -362,10 +362,10 @@ def run_serve(args: argparse.Namespace, store: Store) -> int:
 
 def run_import(args: argparse.Namespace, store: Store) -> None:
     """A file into a batch; what was left out and why, and what nobody will be shown."""
-    from laurel_feedback.exchange.load import load
+    from laurel_feedback.exchange.load import import_file
     from laurel_feedback.statistics.batches import never_shown
 
-    made = load(
+    made = import_file(
         store,
         args.file,
         args.batch,
@@ -393,7 +393,7 @@ def run_import(args: argparse.Namespace, store: Store) -> None:
 def run_export(args: argparse.Namespace, store: Store) -> None:
     """Votes into a file."""
     from laurel_feedback.exchange.export import export
-    from laurel_feedback.statistics.sections import scores
+    from laurel_feedback.statistics.sections import held_out_score_cells
 
     made = export(
         store,
@@ -415,7 +415,7 @@ def run_export(args: argparse.Namespace, store: Store) -> None:
     if args.kind != "votes":
         rows += [
             (what, f"{figure}  ({note})" if note else figure)
-            for what, figure, note in scores(made.held_out)
+            for what, figure, note in held_out_score_cells(made.held_out)
         ]
     _table(args.kind, rows)
 
@@ -486,14 +486,14 @@ def run_erase(args: argparse.Namespace, store: Store) -> None:
 
 def run_invite(args: argparse.Namespace, store: Store) -> None:
     """Links, each for one annotator."""
-    from laurel_feedback.store.accounts import invite
+    from laurel_feedback.store.accounts import invite_annotator
     from laurel_feedback.web.app import address_of
 
     if args.count < 1:
         raise UsageError("make at least one.", where="--count", fix="Give 1 or more.")
     public = address_of(args.public_url)
     for _ in range(args.count):
-        pseudonym, token = invite(store)
+        pseudonym, token = invite_annotator(store)
         print(f"{pseudonym}  {public}/invite/{token}")
 
 
@@ -502,10 +502,10 @@ def run_admin(args: argparse.Namespace, store: Store) -> None:
     from laurel_feedback.store.accounts import add_admin
 
     if args.link:
-        from laurel_feedback.store.admin_login import LINK_MINUTES, link
+        from laurel_feedback.store.admin_login import LINK_MINUTES, make_login_link
         from laurel_feedback.web.app import address_of
 
-        print(f"{address_of(args.public_url)}/enter/{link(store, args.name.strip())}")
+        print(f"{address_of(args.public_url)}/enter/{make_login_link(store, args.name.strip())}")
         print(f"it works once, within {LINK_MINUTES:.0f} minutes", file=sys.stderr)
         return
     if not 0 < len(args.name.strip()) <= 200:
@@ -529,15 +529,15 @@ def run_admin(args: argparse.Namespace, store: Store) -> None:
 
 def run_key(args: argparse.Namespace, store: Store) -> None:
     """A key for an application, shown once."""
-    from laurel_feedback.exchange.product import new_key, revoke
+    from laurel_feedback.exchange.product import create_api_key, revoke_api_keys
 
     if args.revoke:
-        ended = revoke(store, args.name)
+        ended = revoke_api_keys(store, args.name)
         if not ended:
             raise LaurelError(f"application `{args.name}` has no key that works.", where="key")
         print(f"{ended} key{'s' if ended > 1 else ''} ended")
         return
-    print(new_key(store, args.name))
+    print(create_api_key(store, args.name))
     print("note it now: only its digest is stored", file=sys.stderr)
 
 

@@ -168,11 +168,11 @@ def run(args: argparse.Namespace) -> int:
 def run_fit(args: argparse.Namespace) -> int:
     """Learn from all rows that are not held out, and save."""
     from laurel_prompts.fit import fit
-    from laurel_prompts.logs import stories
+    from laurel_prompts.logs import group_by_story
 
     log, _ = _read(args)
     found = fit(
-        stories(log) or log, features=args.features, seed=args.seed, cache=_cache(), say=_say
+        group_by_story(log) or log, features=args.features, seed=args.seed, cache=_cache(), say=_say
     )
     predictor, best = found.predictor, found.trials[0]
     gained = (
@@ -287,7 +287,7 @@ def run_candidates(args: argparse.Namespace) -> int:
 
     The mean is over the log's training queries.
     """
-    from laurel_prompts.candidates import TEMPLATES, few_shot, ranked
+    from laurel_prompts.candidates import TEMPLATES, few_shot, rank_candidates
     from laurel_prompts.predictor import Predictor
 
     if bool(args.endpoint) != bool(args.endpoint_model):
@@ -308,7 +308,9 @@ def run_candidates(args: argparse.Namespace) -> int:
     if args.endpoint:
         found |= _rewrites(args, log, train)
     mean_P = predictor.scores(predictor.features(train.queries), found).mean(0)
-    order = ranked(mean_P, list(found), [text in predictor.prompts for text in found.values()])
+    order = rank_candidates(
+        mean_P, list(found), [text in predictor.prompts for text in found.values()]
+    )
     for name, value, seen in order:
         print(
             f"{value:.3f}  {name:<18}"
@@ -327,18 +329,18 @@ def run_candidates(args: argparse.Namespace) -> int:
 
 def _rewrites(args: argparse.Namespace, log: Log, train: Log) -> dict[str, str]:
     """What the endpoint's model writes: for examples of the log, and after the best prompts."""
-    from laurel_prompts.candidates import ape, opro, rewrites
-    from laurel_prompts.model_selection import rates
+    from laurel_prompts.candidates import ape_request, generate_prompts, opro_request
+    from laurel_prompts.model_selection import mean_rewards
 
     tried = train.columns([p for p in range(len(train.names)) if train.logged_SP[:, p].any()])
-    scored = dict(zip(tried.prompts, rates(tried).tolist(), strict=True))
-    requests = {"ape": ape(log, seed=args.seed), "opro": opro(scored)}
-    return rewrites(args.endpoint, args.endpoint_model, requests, count=args.count)
+    scored = dict(zip(tried.prompts, mean_rewards(tried).tolist(), strict=True))
+    requests = {"ape": ape_request(log, seed=args.seed), "opro": opro_request(scored)}
+    return generate_prompts(args.endpoint, args.endpoint_model, requests, count=args.count)
 
 
 def _read(args: argparse.Namespace) -> tuple[Log, dict[str, float]]:
     """The log and, of the authors' logs as we keep them, the published figures."""
-    from laurel_prompts.clone import read_clone, root_of
+    from laurel_prompts.clone import find_clone_root, read_clone
     from laurel_prompts.logs import read_log
     from laurel_prompts.published import is_published, read_published
     from laurel_prompts.synthetic import synthetic_log
@@ -346,7 +348,7 @@ def _read(args: argparse.Namespace) -> tuple[Log, dict[str, float]]:
     path = Path(args.log).expanduser()
     if is_published(path):
         return read_published(path, args.dataset)
-    if (root := root_of(path)) is not None:
+    if (root := find_clone_root(path)) is not None:
         log, features = read_clone(root, args.dataset, cache=_cache(), say=_say)
         if features and args.features == "words":  # of a question's number words say nothing
             args.features = features

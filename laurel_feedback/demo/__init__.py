@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sqlalchemy import select
 
 from laurel.core.errors import UsageError
-from laurel_feedback.exchange.load import load
+from laurel_feedback.exchange.load import import_file
 from laurel_feedback.statistics.batches import open_batch
 from laurel_feedback.store import accounts
 from laurel_feedback.store.batch_settings import BatchSettings
@@ -78,9 +78,9 @@ def fill(store: Store) -> Demo:
             )
         )
     for name, settings in BATCHES.items():
-        made = load(store, HERE / f"{name}.jsonl", name, settings=settings, actor="demo")
+        made = import_file(store, HERE / f"{name}.jsonl", name, settings=settings, actor="demo")
         open_batch(store, made.batch, actor="demo")
     password = secrets.token_urlsafe(15)
     accounts.add_admin(store, "admin", password)
-    pseudonym, token = accounts.invite(store)
+    pseudonym, token = accounts.invite_annotator(store)
     return Demo(pseudonym, token, "admin", password)

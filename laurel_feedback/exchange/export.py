@@ -43,14 +43,14 @@ from laurel.data.write import write_rows
 from laurel.measure.preference_shares import HeldOut
 from laurel_feedback.exchange.rows import (
     KINDS,
-    Cast,
-    Made,
-    Rated,
-    left_out,
-    opinions,
+    CastVote,
+    RatedItem,
+    RowSettings,
+    distrusted_voters,
+    pair_opinions,
     pair_votes,
 )
-from laurel_feedback.statistics.labels import gold_of, labels
+from laurel_feedback.statistics.labels import estimate_labels, gold_answers_in_batches
 from laurel_feedback.store.audit import record
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Annotator, Assignment, Batch, Item, Release, Ruling, Vote
@@ -60,7 +60,7 @@ WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What an export wrote.
 
     The files, rows in them, the pairs that were ties, the items without (enough) votes, and the
@@ -90,7 +90,7 @@ def export(
     least_votes: int = 1,
     revisions: bool = False,
     actor: str = "operator",
-) -> Exported:
+) -> ExportResult:
     """Write a file (.jsonl, .json, .csv, .parquet) of one or several batches.
 
     A release and a line of the audit log remember it.
@@ -101,44 +101,46 @@ def export(
     ties: drop or half. least_votes: items with fewer are left out. revisions: of votes, those that
     were changed later, too. In .csv a text that begins like a formula (= + - @) has a ' before it.
     """
-    names, out = _names(batches), Path(out).expanduser()
-    _check(kind, ties, eval_share, columns, out)
+    names, out = _distinct_names(batches), Path(out).expanduser()
+    _check_options(kind, ties, eval_share, columns, out)
     with store.read() as session:
-        rated = [one for name in names for one in gather(session, name)]
-        enough = _enough(rated, least_votes, names)
-        gold = gold_of(session, names)
-        found = labels(pair_votes(enough), gold)
-        left = left_out(enough, gold)
-        made = Made(opinions(enough, found), tuple(columns), ties, revisions, left)
+        rated = [one for name in names for one in exportable_items(session, name)]
+        enough = _with_enough_votes(rated, least_votes, names)
+        gold = gold_answers_in_batches(session, names)
+        found = estimate_labels(pair_votes(enough), gold)
+        left = distrusted_voters(enough, gold)
+        made = RowSettings(pair_opinions(enough, found), tuple(columns), ties, revisions, left)
         rows = list(chain.from_iterable(KINDS[kind](one, made) for one in enough))
-        people = _people(enough, revisions)
-    _some(rows, made, names)
-    parts = _split(rows, out, eval_share)
+        people = _voter_pseudonyms(enough, revisions)
+    _require_rows(rows, made, names)
+    parts = _split_held_out(rows, out, eval_share)
     release = _write(store, parts, kind, people, names, actor)
     scored = found.held_out() if kind != "votes" else None
     counts = len(rows), made.tied, len(rated) - len(enough)
-    return Exported(tuple(parts), *counts, release, scored)
+    return ExportResult(tuple(parts), *counts, release, scored)
 
 
-def _names(batches: str | Sequence[str]) -> list[str]:
+def _distinct_names(batches: str | Sequence[str]) -> list[str]:
     """The batches, each once."""
     return [batches] if isinstance(batches, str) else list(dict.fromkeys(batches))
 
 
-def _split(
+def _split_held_out(
     rows: list[dict[str, Any]], out: Path, eval_share: float
 ) -> dict[Path, list[dict[str, Any]]]:
     """file -> its rows; UsageError where a file would have none."""
-    parts = {out: [row for row in rows if not _held(row, eval_share)]}
+    parts = {out: [row for row in rows if not _is_held_out(row, eval_share)]}
     if eval_share:
-        parts[_eval_path(out)] = [row for row in rows if _held(row, eval_share)]
+        parts[_eval_path(out)] = [row for row in rows if _is_held_out(row, eval_share)]
     if empty := [path.name for path, part in parts.items() if not part]:
         what = f"no prompt falls into {empty[0]}: {len(rows)} rows."
         raise UsageError(what, where="eval_share", fix="Change the share.")
     return parts
 
 
-def _enough(rated: list[Rated], least_votes: int, names: list[str]) -> list[Rated]:
+def _with_enough_votes(
+    rated: list[RatedItem], least_votes: int, names: list[str]
+) -> list[RatedItem]:
     """The items with a ruling or so many votes; UsageError where there are none."""
     found = [
         one for one in rated if one.ruling is not None or len(one.votes) >= max(1, least_votes)
@@ -152,13 +154,13 @@ def _enough(rated: list[Rated], least_votes: int, names: list[str]) -> list[Rate
     return found
 
 
-def _people(rated: list[Rated], revisions: bool) -> list[str]:
+def _voter_pseudonyms(rated: list[RatedItem], revisions: bool) -> list[str]:
     """The pseudonyms of those who voted, but for people who withdrew."""
     casts = (cast for one in rated for cast in (one.every if revisions else one.votes))
     return sorted({cast.pseudonym for cast in casts} - {WITHDRAWN})
 
 
-def _some(rows: list[dict[str, Any]], made: Made, names: list[str]) -> None:
+def _require_rows(rows: list[dict[str, Any]], made: RowSettings, names: list[str]) -> None:
     """UsageError where there is no row."""
     if rows:
         return
@@ -173,7 +175,9 @@ def _some(rows: list[dict[str, Any]], made: Made, names: list[str]) -> None:
     )
 
 
-def _check(kind: str, ties: str, eval_share: float, columns: Sequence[str], out: Path) -> None:
+def _check_options(
+    kind: str, ties: str, eval_share: float, columns: Sequence[str], out: Path
+) -> None:
     if kind not in KINDS:
         raise UsageError(f"unknown kind `{kind}`.", where="kind", fix=f"Known: {', '.join(KINDS)}.")
     if ties not in ("drop", "half"):
@@ -202,7 +206,7 @@ def _check(kind: str, ties: str, eval_share: float, columns: Sequence[str], out:
         raise UsageError("no such folder.", where=str(out.parent), fix="Make it first.")
 
 
-def gather(session: Session, name: str) -> list[Rated]:
+def exportable_items(session: Session, name: str) -> list[RatedItem]:
     """The items of a batch that may be exported, with their votes.
 
     Of each assignment the last vote, and every one of them.
@@ -215,7 +219,7 @@ def gather(session: Session, name: str) -> list[Rated]:
     items = session.scalars(
         select(Item).where(*wanted).options(selectinload(Item.responses)).order_by(Item.place)
     ).all()
-    rated = {item.id: Rated(item, name) for item in items}
+    rated = {item.id: RatedItem(item, name) for item in items}
     if not rated:
         raise UsageError(
             "it has only items that never leave the house: gold, attention, check, training.",
@@ -229,7 +233,7 @@ def gather(session: Session, name: str) -> list[Rated]:
     return list(rated.values())
 
 
-def _add_votes(session: Session, batch_id: int, rated: dict[str, Rated]) -> None:
+def _add_votes(session: Session, batch_id: int, rated: dict[str, RatedItem]) -> None:
     """Give the items their votes: every one, and of each assignment the last."""
     votes = (
         select(Vote, Assignment, Annotator.id, Annotator.pseudonym, Annotator.state)
@@ -243,17 +247,19 @@ def _add_votes(session: Session, batch_id: int, rated: dict[str, Rated]) -> None
         )
         .order_by(Vote.assignment_id, Vote.revision)
     )
-    last: dict[str, Cast] = {}
+    last: dict[str, CastVote] = {}
     for vote, assignment, person, pseudonym, state in session.execute(votes):
         if assignment.item_id in rated:
-            cast = Cast(vote, assignment, WITHDRAWN if state == "withdrawn" else pseudonym, person)
+            cast = CastVote(
+                vote, assignment, WITHDRAWN if state == "withdrawn" else pseudonym, person
+            )
             rated[assignment.item_id].every.append(cast)
             last[assignment.id] = cast
     for cast in sorted(last.values(), key=lambda cast: cast.vote.id):
         rated[cast.assignment.item_id].votes.append(cast)
 
 
-def _held(row: dict[str, Any], share: float) -> bool:
+def _is_held_out(row: dict[str, Any], share: float) -> bool:
     """Does the prompt belong to the held-out part? By its hash alone."""
     return bool(share) and int(prompt_key(Row(row, "", ""))[:13], 16) / 16**13 < share
 
@@ -276,10 +282,10 @@ def _write(
     They are written under other names first, then recorded, then given their names, so that no file
     exists unrecorded.
     """
-    drafts = {path: _draft_of(path) for path in parts}
+    drafts = {path: _unfinished_path(path) for path in parts}
     try:
         for path, draft in drafts.items():
-            write_rows(_cells(parts[path], path), draft)
+            write_rows(_spreadsheet_rows(parts[path], path), draft)
         content = b"".join(draft.read_bytes() for draft in drafts.values())
         detail = {
             "kind": kind,
@@ -306,20 +312,20 @@ def _write(
             draft.unlink(missing_ok=True)
 
 
-def _draft_of(path: Path) -> Path:
+def _unfinished_path(path: Path) -> Path:
     """The name under which a file is written first."""
     name, _, suffixes = path.name.partition(".")
     return path.with_name(f"{name}.{os.getpid()}.part.{suffixes}")
 
 
-def _cells(rows: list[dict[str, Any]], path: Path) -> list[Row]:
+def _spreadsheet_rows(rows: list[dict[str, Any]], path: Path) -> list[Row]:
     """The rows as they are written; in .csv as cells of a spreadsheet."""
     if ".csv" in path.suffixes:
-        rows = [{name: _cell(value) for name, value in row.items()} for row in rows]
+        rows = [{name: _escape_formula(value) for name, value in row.items()} for row in rows]
     return [Row(row, f"row {n}", str(n)) for n, row in enumerate(rows, 1)]
 
 
-def _cell(value: Any) -> Any:
+def _escape_formula(value: Any) -> Any:
     """A text that a spreadsheet would take for a formula has a ' before it."""
     return (
         f"'{value}"

@@ -26,7 +26,7 @@ from laurel.data.formats import is_messages, normalise
 from laurel.data.read import read_records
 from laurel.data.source import Row
 from laurel_feedback.store.audit import record
-from laurel_feedback.store.batch_settings import BatchSettings, named
+from laurel_feedback.store.batch_settings import BatchSettings, checked_name
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Annotator, Batch, Item, Plan, Response
 
@@ -41,7 +41,7 @@ MOST_RANKED = 12
 
 
 @dataclass
-class Proposed:
+class ProposedItem:
     """An item as a file gives it.
 
     `responses` are texts, messages or {"text" or "messages", "model"}. `right` is a place among
@@ -64,7 +64,7 @@ class Proposed:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class ImportResult:
     """What an import did: the batch's id, the items added, a line for each one left out."""
 
     batch: int
@@ -72,7 +72,7 @@ class Loaded:
     left_out: tuple[str, ...]
 
 
-def load(
+def import_file(
     store: Store,
     path: str | Path,
     batch: str,
@@ -85,7 +85,7 @@ def load(
     votes: str | Path | None = None,
     limit: int | None = None,
     actor: str = "operator",
-) -> Loaded:
+) -> ImportResult:
     """Import a file into the batch of this name, which is made (a draft) where there is none.
 
     All rows, or none and an error.
@@ -95,49 +95,49 @@ def load(
     votes: LLMFAO's table of votes; each item then wants as many votes as it had there, from the
     same workers. limit: the first so many items.
     """
-    path, batch = Path(path).expanduser(), named(batch)
-    proposed = _proposed(path, shape, pairs, votes, limit)
+    path, batch = Path(path).expanduser(), checked_name(batch)
+    proposed = _read_items(path, shape, pairs, votes, limit)
     with store.write() as session:
-        found = batch_of(session, batch, settings, store.now())
-        count, left_out = _add_all(session, found, proposed, kind, harm, store.now())
+        found = find_or_make_batch(session, batch, settings, store.now())
+        count, left_out = _add_items(session, found, proposed, kind, harm, store.now())
         detail = {"file": path.name, "items": count, "left_out": len(left_out)}
         record(session, actor, "import", f"batch {batch}", store.now(), **detail)
-        return Loaded(found.id, count, tuple(left_out))
+        return ImportResult(found.id, count, tuple(left_out))
 
 
-def _repeated(item: Item, known: Mapping[str, str]) -> str:
+def _duplicate_message(item: Item, known: Mapping[str, str]) -> str:
     """Where the batch has this item already; "" where it has not."""
     place = known.get(item.content_hash)
     return f"the same as {place}" if place else ""
 
 
-def _add_all(
+def _add_items(
     session: Session,
     batch: Batch,
-    proposed: list[Proposed],
+    proposed: list[ProposedItem],
     kind: str,
     harm: Sequence[str],
     now: float,
 ) -> tuple[int, list[str]]:
     """(items added, a line for each that is left out)."""
     settings = BatchSettings.model_validate(batch.settings)
-    place, known = _places(session, batch.id)
+    place, known = _item_positions(session, batch.id)
     count, left_out = 0, []
     for one in proposed:
-        item, responses, fault = as_item(one, settings, kind=kind, harm=harm)
-        if fault := fault or _repeated(item, known):
+        item, responses, fault = checked_item(one, settings, kind=kind, harm=harm)
+        if fault := fault or _duplicate_message(item, known):
             left_out.append(f"{one.where}: {fault}")
             continue
         known[item.content_hash] = one.where
-        add(session, batch, item, responses, place + count)
-        plan_for(session, item.id, one.plan, now)
+        add_item(session, batch, item, responses, place + count)
+        plan_item(session, item.id, one.plan, now)
         count += 1
     return count, left_out
 
 
-def _proposed(
+def _read_items(
     path: Path, shape: str, pairs: int, votes: str | Path | None, limit: int | None
-) -> list[Proposed]:
+) -> list[ProposedItem]:
     """The items that a file holds."""
     for name, number, least in (("limit", limit, 1), ("pairs", pairs, 0)):
         if number is not None and number < least:
@@ -145,16 +145,16 @@ def _proposed(
                 f"{number} is too few.", where=name, fix="Give 1 or more, or leave it out."
             )
     records = read_records(path)
-    needed, parse = _shape_of(*records[0]) if shape == "auto" else _shape_named(shape)
-    found = list(parse(_whole(records, needed), path))
+    needed, parse = _detect_shape(*records[0]) if shape == "auto" else _shape_named(shape)
+    found = list(parse(_require_columns(records, needed), path))
     if votes is not None:
-        found = list(_as_voted(found, Path(votes).expanduser()))
+        found = list(_plan_as_voted(found, Path(votes).expanduser()))
     if pairs:
-        found = [one for whole in found for one in _in_pairs(whole, pairs)]
+        found = [one for whole in found for one in _sample_pairs(whole, pairs)]
     return found[:limit]
 
 
-def _places(session: Session, batch_id: int) -> tuple[int, dict[str, str]]:
+def _item_positions(session: Session, batch_id: int) -> tuple[int, dict[str, str]]:
     """The number of items in a batch, and content -> where it is."""
     rows = select(Item.content_hash, Item.place).where(Item.batch_id == batch_id)
     known = {digest: f"item {place} of the batch" for digest, place in session.execute(rows)}
@@ -162,7 +162,9 @@ def _places(session: Session, batch_id: int) -> tuple[int, dict[str, str]]:
     return session.scalar(count) or 0, known
 
 
-def batch_of(session: Session, name: str, settings: BatchSettings | None, now: float) -> Batch:
+def find_or_make_batch(
+    session: Session, name: str, settings: BatchSettings | None, now: float
+) -> Batch:
     """The batch of this name, made as a draft if need be.
 
     Settings for one that has others already are refused.
@@ -181,7 +183,7 @@ def batch_of(session: Session, name: str, settings: BatchSettings | None, now: f
     return found
 
 
-def add(
+def add_item(
     session: Session, batch: Batch, item: Item, responses: Sequence[Response], place: int
 ) -> None:
     """Put an item with its responses into a batch.
@@ -189,19 +191,23 @@ def add(
     Its id, and theirs, are made of the batch's name and the content.
     """
     item.id, item.batch_id, item.place = (
-        digest_of(batch.name, item.content_hash)[:32],
+        canonical_digest(batch.name, item.content_hash)[:32],
         batch.id,
         place,
     )
     session.add(item)
     session.flush()
     for at, response in enumerate(responses):
-        response.id, response.item_id, response.place = digest_of(item.id, at)[:32], item.id, at
+        response.id, response.item_id, response.place = (
+            canonical_digest(item.id, at)[:32],
+            item.id,
+            at,
+        )
         session.add(response)
     session.flush()
 
 
-def plan_for(session: Session, item_id: str, workers: Sequence[str], now: float) -> None:
+def plan_item(session: Session, item_id: str, workers: Sequence[str], now: float) -> None:
     """Plan an item for these pseudonyms.
 
     Annotators who are new are made, without an invitation yet.
@@ -215,67 +221,71 @@ def plan_for(session: Session, item_id: str, workers: Sequence[str], now: float)
         session.add(Plan(item_id=item_id, annotator_id=annotator.id))
 
 
-def as_item(
-    one: Proposed, settings: BatchSettings, *, kind: str = "", harm: Sequence[str] = ()
+def checked_item(
+    one: ProposedItem, settings: BatchSettings, *, kind: str = "", harm: Sequence[str] = ()
 ) -> tuple[Item, list[Response], str]:
     """An item and its responses, checked; and why it is left out, if it is: equal answers.
 
     A row that is wrong is a UsageError.
     """
     row, where = one.row, one.where
-    kind = _kind(one, kind)
+    kind = _item_kind(one, kind)
     prompt = messages_of(one.prompt, "user", where, "prompt")
     given = _optional_text(row, "input", where)
-    answers = [_answer(answer, where, number) for number, answer in enumerate(one.responses, 1)]
-    names = [(digest_of(prompt, given, text, turns), model) for text, turns, model in answers]
-    right = _right(one, kind, len(answers))
-    order = _order(names, ordered=one.ordered)
-    fault = _fault(one, len(order), settings)
+    answers = [
+        _response_parts(answer, where, number) for number, answer in enumerate(one.responses, 1)
+    ]
+    names = [
+        (canonical_digest(prompt, given, text, turns), model) for text, turns, model in answers
+    ]
+    right = _right_response(one, kind, len(answers))
+    order = _distinct_positions(names, ordered=one.ordered)
+    fault = _response_count_fault(one, len(order), settings)
     item = Item(
         kind=kind,
         prompt=prompt,
         input=given,
-        **_harmful(one, harm),
-        gold=_gold(right, names, order),
+        **_harm_fields(one, harm),
+        gold=_gold_position(right, names, order),
         explanation=_optional_text(row, "explanation", where),
-        source=_source(one, kind, names),
-        content_hash=_content(kind, prompt, given, [names[at] for at in order]),
-        target=_target(row, settings, kind, where),
+        source=_item_source(one, kind, names),
+        content_hash=_content_digest(kind, prompt, given, [names[at] for at in order]),
+        target=_vote_target(row, settings, kind, where),
         live=0,
     )
-    return item, [_response(answers[at], names[at][0]) for at in order], fault
+    return item, [_make_response(answers[at], names[at][0]) for at in order], fault
 
 
-def _harmful(one: Proposed, harm: Sequence[str]) -> dict[str, Any]:
-    tags = _harm(one.row.get("harm") or list(harm), one.where)
+def _harm_fields(one: ProposedItem, harm: Sequence[str]) -> dict[str, Any]:
+    tags = _harm_kinds(one.row.get("harm") or list(harm), one.where)
     return {"harm": tags, "harmful": bool(tags)}
 
 
-def _content(kind: str, prompt: list[dict[str, str]], given: str, names: list[Any]) -> str:
+def _content_digest(kind: str, prompt: list[dict[str, str]], given: str, names: list[Any]) -> str:
     """Equal for items that are the same, in whatever order their responses are."""
-    return digest_of(kind, prompt, given, sorted(names))
+    return canonical_digest(kind, prompt, given, sorted(names))
 
 
-def _gold(right: int | None, names: list[tuple[str, str]], order: list[int]) -> int | None:
+def _gold_position(right: int | None, names: list[tuple[str, str]], order: list[int]) -> int | None:
     """The place of the right response among those kept: of equal ones the first was."""
     return None if right is None else order.index(names.index(names[right]))
 
 
-def _fault(one: Proposed, responses: int, settings: BatchSettings) -> str:
+def _response_count_fault(one: ProposedItem, responses: int, settings: BatchSettings) -> str:
     """Why an item with so many different responses is left out; "" where it is not."""
     if one.fault:
         return one.fault
     if responses == 1 and len(one.responses) > 1:
         return "its responses are equal"
-    _fits_form(responses, settings, one.where)
+    _require_form_fits(responses, settings, one.where)
     return ""
 
 
 def _optional_text(row: Mapping[str, Any], field: str, where: str) -> str:
-    return _text(row.get(field) or "", where, field)
+    return _checked_text(row.get(field) or "", where, field)
 
 
-def _kind(one: Proposed, usual: str) -> str:
+def _item_kind(one: ProposedItem, usual: str) -> str:
     """The kind that the row says, else the usual one of the file."""
     kind = one.row.get("kind") or usual or "normal"
     if kind not in KINDS:
@@ -284,7 +294,7 @@ def _kind(one: Proposed, usual: str) -> str:
     return kind
 
 
-def _source(one: Proposed, kind: str, names: list[tuple[str, str]]) -> dict[str, Any]:
+def _item_source(one: ProposedItem, kind: str, names: list[tuple[str, str]]) -> dict[str, Any]:
     """Where an item comes from, and which response the file preferred."""
     preferred = {}
     if one.right is not None and kind == "normal":
@@ -292,13 +302,13 @@ def _source(one: Proposed, kind: str, names: list[tuple[str, str]]) -> dict[str,
     return {"row": one.where, **preferred, **one.source}
 
 
-def _order(names: list[tuple[str, str]], *, ordered: bool) -> list[int]:
+def _distinct_positions(names: list[tuple[str, str]], *, ordered: bool) -> list[int]:
     """The places of the responses that differ; ordered: sorted, whatever order the file had."""
     first = [at for at, name in enumerate(names) if name not in names[:at]]
     return sorted(first, key=lambda at: names[at]) if ordered else first
 
 
-def _target(row: Mapping[str, Any], settings: BatchSettings, kind: str, where: str) -> int:
+def _vote_target(row: Mapping[str, Any], settings: BatchSettings, kind: str, where: str) -> int:
     """How many votes an item wants; of items with a known answer there are never enough."""
     target = row.get("target", settings.target_votes)
     if not isinstance(target, int) or isinstance(target, bool) or target < 1:
@@ -308,7 +318,7 @@ def _target(row: Mapping[str, Any], settings: BatchSettings, kind: str, where: s
     return target if kind == "normal" else ENDLESS
 
 
-def _response(answer: tuple[str, list[dict[str, str]], str], candidate: str) -> Response:
+def _make_response(answer: tuple[str, list[dict[str, str]], str], candidate: str) -> Response:
     text, messages, model = answer
     source: dict[str, Any] = {"candidate": candidate}
     if messages:
@@ -316,7 +326,7 @@ def _response(answer: tuple[str, list[dict[str, str]], str], candidate: str) -> 
     return Response(text=text, model=model, source=source)
 
 
-def _right(one: Proposed, kind: str, count: int) -> int | None:
+def _right_response(one: ProposedItem, kind: str, count: int) -> int | None:
     """Which response is right, of an item that is not there to be rated; such a row must say so."""
     gold = one.row.get("gold", one.right)
     if kind == "normal" or one.fault:
@@ -330,7 +340,7 @@ def _right(one: Proposed, kind: str, count: int) -> int | None:
     return gold
 
 
-def _fits_form(count: int, settings: BatchSettings, where: str) -> None:
+def _require_form_fits(count: int, settings: BatchSettings, where: str) -> None:
     if settings.form == "rating" and count > 2:
         fix = "Give the batch the form `ranking`, or take pairs of them (--pairs)."
         raise UsageError(
@@ -349,14 +359,14 @@ def _fits_form(count: int, settings: BatchSettings, where: str) -> None:
         )
 
 
-def _answer(value: Any, where: str, number: int) -> tuple[str, list[Any], str]:
+def _response_parts(value: Any, where: str, number: int) -> tuple[str, list[Any], str]:
     """(text to show, messages where it is more than one, model) of a response."""
     field, model = f"response {number}", ""
     if isinstance(value, Mapping):
-        model = _text(value.get("model") or "", where, f"{field}'s model")
+        model = _checked_text(value.get("model") or "", where, f"{field}'s model")
         value = value.get("text", value.get("messages"))
     if isinstance(value, str):
-        return _text(value, where, field), [], model
+        return _checked_text(value, where, field), [], model
     turns = messages_of(value, "assistant", where, field)
     if len(turns) == 1 and turns[0]["role"] == "assistant":
         return turns[0]["content"], [], model
@@ -369,7 +379,7 @@ def messages_of(value: Any, role: str, where: str, field: str) -> list[dict[str,
     Anything else is refused.
     """
     if isinstance(value, str) and (value or role == "assistant"):
-        return [{"role": role, "content": _text(value, where, field)}]
+        return [{"role": role, "content": _checked_text(value, where, field)}]
     if not is_messages(value):
         raise UsageError(
             f"field `{field}`: expected text or messages {{role, content}}, found"
@@ -378,11 +388,12 @@ def messages_of(value: Any, role: str, where: str, field: str) -> list[dict[str,
         )
     turns: Any = value  # messages, as is_messages has found
     return [
-        {"role": turn["role"], "content": _text(turn["content"], where, field)} for turn in turns
+        {"role": turn["role"], "content": _checked_text(turn["content"], where, field)}
+        for turn in turns
     ]
 
 
-def _text(value: Any, where: str, field: str) -> str:
+def _checked_text(value: Any, where: str, field: str) -> str:
     """A text that both databases can hold."""
     if not isinstance(value, str):
         raise UsageError(f"field `{field}`: expected text, found {str(value)[:60]!r}.", where=where)
@@ -395,7 +406,7 @@ def _text(value: Any, where: str, field: str) -> str:
     return value
 
 
-def _harm(value: Any, where: str) -> list[str]:
+def _harm_kinds(value: Any, where: str) -> list[str]:
     tags = [tag.strip() for tag in value.split(",")] if isinstance(value, str) else value
     if not isinstance(tags, list) or not all(isinstance(tag, str) and tag for tag in tags):
         raise UsageError(
@@ -405,14 +416,14 @@ def _harm(value: Any, where: str) -> list[str]:
     return sorted(set(tags))
 
 
-def digest_of(*parts: Any) -> str:
+def canonical_digest(*parts: Any) -> str:
     """SHA-256 of the parts as canonical JSON."""
     return hashlib.sha256(
         json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode()
     ).hexdigest()
 
 
-def _in_pairs(one: Proposed, count: int) -> list[Proposed]:
+def _sample_pairs(one: ProposedItem, count: int) -> list[ProposedItem]:
     """`count` of the pairs of an item's responses, chosen by a hash of prompt and places.
 
     An item of two stays as it is.
@@ -426,10 +437,11 @@ def _in_pairs(one: Proposed, count: int) -> list[Proposed]:
             fix="Leave --pairs out.",
         )
     every = sorted(
-        combinations(range(len(one.responses)), 2), key=lambda pair: digest_of(one.prompt, pair)
+        combinations(range(len(one.responses)), 2),
+        key=lambda pair: canonical_digest(one.prompt, pair),
     )
     return [
-        Proposed(
+        ProposedItem(
             one.where,
             one.prompt,
             [one.responses[a], one.responses[b]],
@@ -442,7 +454,7 @@ def _in_pairs(one: Proposed, count: int) -> list[Proposed]:
     ]
 
 
-def _as_voted(proposed: Sequence[Proposed], path: Path) -> Iterator[Proposed]:
+def _plan_as_voted(proposed: Sequence[ProposedItem], path: Path) -> Iterator[ProposedItem]:
     """Each item for the workers who voted on it in LLMFAO's table, and for as many votes."""
     workers: dict[str, list[str]] = {}
     for where, row in read_records(path):
@@ -461,7 +473,7 @@ def _as_voted(proposed: Sequence[Proposed], path: Path) -> Iterator[Proposed]:
             raise UsageError(
                 f"{twice[0]} voted more than once on item {one.source['id']}.", where=str(path)
             )
-        yield Proposed(
+        yield ProposedItem(
             one.where,
             one.prompt,
             one.responses,
@@ -471,7 +483,7 @@ def _as_voted(proposed: Sequence[Proposed], path: Path) -> Iterator[Proposed]:
         )
 
 
-def _llmfao(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
+def _read_llmfao(records: Sequence[Record], path: Path) -> Iterator[ProposedItem]:
     """LLMFAO's pairs: text, result_x, result_y; names of models from models.jsonl beside the file.
     Training pairs say who is right.
     """
@@ -507,10 +519,10 @@ def _llmfao(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
             else ""
         )
         source = {"id": row["id"], "prompt": row.get("slug") or row.get("prompt")}
-        yield Proposed(where, row["text"], answers, more, source=source, fault=fault)
+        yield ProposedItem(where, row["text"], answers, more, source=source, fault=fault)
 
 
-def _llmbar(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
+def _read_llmbar(records: Sequence[Record], path: Path) -> Iterator[ProposedItem]:
     """LLMBar: gold items from input, output_1, output_2 and label.
 
     The label, 1 or 2, is the one that is right by the instruction.
@@ -525,10 +537,10 @@ def _llmbar(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
             "gold": int(row["label"]) - 1,
             "explanation": row.get("explanation") or "",
         }
-        yield Proposed(where, row["input"], [row["output_1"], row["output_2"]], more)
+        yield ProposedItem(where, row["input"], [row["output_1"], row["output_2"]], more)
 
 
-def _samples(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
+def _read_samples(records: Sequence[Record], path: Path) -> Iterator[ProposedItem]:
     """samples.jsonl of `laurel train`: the samples of one prompt in one step are an item."""
     groups: dict[tuple[Any, Any], list[Record]] = {}
     for where, row in records:
@@ -542,13 +554,13 @@ def _samples(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
             "prompt_id": prompt_id,
             "rewards": [row.get("reward") for _, row in lines],
         }
-        yield Proposed(lines[0][0], lines[0][1]["prompt"], answers, source=source)
+        yield ProposedItem(lines[0][0], lines[0][1]["prompt"], answers, source=source)
 
 
-def _answers(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
+def _read_answers(records: Sequence[Record], path: Path) -> Iterator[ProposedItem]:
     """answers.jsonl of `laurel pipeline`: K answers of a prompt on each line."""
     for where, row in records:
-        yield Proposed(
+        yield ProposedItem(
             where,
             row["columns"].get("prompt"),
             list(row["responses"]),
@@ -556,7 +568,7 @@ def _answers(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
         )
 
 
-def _responses(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
+def _read_responses(records: Sequence[Record], path: Path) -> Iterator[ProposedItem]:
     """The plain shape: prompt and responses (texts, messages or {text, model}).
 
     With `ranks`, their order tells nothing.
@@ -564,10 +576,10 @@ def _responses(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
     for where, row in records:
         if not isinstance(row["responses"], list) or not row["responses"]:
             raise UsageError("field `responses`: expected a list of responses.", where=where)
-        yield Proposed(where, row["prompt"], row["responses"], row, ordered="ranks" in row)
+        yield ProposedItem(where, row["prompt"], row["responses"], row, ordered="ranks" in row)
 
 
-def _argilla(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
+def _read_argilla(records: Sequence[Record], path: Path) -> Iterator[ProposedItem]:
     """Argilla's records: `fields` with an instruction (or prompt) and two or more responses.
 
     Or distilabel's list of generations.
@@ -591,7 +603,7 @@ def _argilla(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
         paired = [
             {"text": text, "model": model} for text, model in zip(answers, models, strict=True)
         ]
-        yield Proposed(
+        yield ProposedItem(
             where,
             prompt,
             paired,
@@ -600,7 +612,7 @@ def _argilla(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
         )
 
 
-def _preferences(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
+def _read_preferences(records: Sequence[Record], path: Path) -> Iterator[ProposedItem]:
     """Preferences: prompt, chosen, rejected, or HH's whole dialogues.
 
     What the file preferred is kept as `preferred` in the item's source.
@@ -617,24 +629,24 @@ def _preferences(records: Sequence[Record], path: Path) -> Iterator[Proposed]:
             {"text" if isinstance(s, str) else "messages": s}
             for s in (columns["chosen"], columns["rejected"])
         ]
-        yield Proposed(where, columns["prompt"], sides, columns, right=0, ordered=True)
+        yield ProposedItem(where, columns["prompt"], sides, columns, right=0, ordered=True)
 
 
-Parser = Callable[[Sequence[Record], Path], Iterator[Proposed]]
+Parser = Callable[[Sequence[Record], Path], Iterator[ProposedItem]]
 SHAPES: dict[str, tuple[frozenset[str], Parser]] = {
-    "llmfao": (frozenset({"text", "result_x", "result_y", "model_x", "model_y"}), _llmfao),
-    "llmbar": (frozenset({"input", "output_1", "output_2", "label"}), _llmbar),
-    "samples": (frozenset({"step", "prompt_id", "prompt", "completion", "sample"}), _samples),
-    "answers": (frozenset({"id", "columns", "responses"}), _answers),
-    "responses": (frozenset({"prompt", "responses"}), _responses),
-    "argilla": (frozenset({"fields"}), _argilla),
-    "distilabel": (frozenset({"generations"}), _argilla),
-    "preferences": (frozenset({"chosen", "rejected"}), _preferences),
+    "llmfao": (frozenset({"text", "result_x", "result_y", "model_x", "model_y"}), _read_llmfao),
+    "llmbar": (frozenset({"input", "output_1", "output_2", "label"}), _read_llmbar),
+    "samples": (frozenset({"step", "prompt_id", "prompt", "completion", "sample"}), _read_samples),
+    "answers": (frozenset({"id", "columns", "responses"}), _read_answers),
+    "responses": (frozenset({"prompt", "responses"}), _read_responses),
+    "argilla": (frozenset({"fields"}), _read_argilla),
+    "distilabel": (frozenset({"generations"}), _read_argilla),
+    "preferences": (frozenset({"chosen", "rejected"}), _read_preferences),
 }
 """shape: (the columns by which it is known, how its records become items)."""
 
 
-def _shape_of(where: str, columns: Mapping[str, Any]) -> tuple[frozenset[str], Parser]:
+def _detect_shape(where: str, columns: Mapping[str, Any]) -> tuple[frozenset[str], Parser]:
     """The first shape whose columns the first record has."""
     for needed, parse in SHAPES.values():
         if needed <= columns.keys():
@@ -657,7 +669,7 @@ def _shape_named(shape: str) -> tuple[frozenset[str], Parser]:
     return SHAPES[shape]
 
 
-def _whole(records: Sequence[Record], needed: frozenset[str]) -> Sequence[Record]:
+def _require_columns(records: Sequence[Record], needed: frozenset[str]) -> Sequence[Record]:
     """The records; one without a column that its shape needs is refused."""
     for where, row in records:
         if missing := sorted(needed - row.keys()):

@@ -20,10 +20,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
-from laurel_feedback.exchange.load import digest_of, messages_of
-from laurel_feedback.store.accounts import OF_APPLICATION
-from laurel_feedback.store.accounts import digest_of as secret_digest
-from laurel_feedback.store.assign import Answer, Refused, claim, taken_of
+from laurel_feedback.exchange.load import canonical_digest, messages_of
+from laurel_feedback.store.accounts import OF_APPLICATION, secret_digest
+from laurel_feedback.store.assign import Answer, Refused, reserve_answer, vote_columns
 from laurel_feedback.store.audit import record, record_vote
 from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.database import Store
@@ -34,7 +33,7 @@ PAGE_SECONDS = 24 * 3600.0
 """How long the link of an embedded page holds."""
 
 
-def new_key(store: Store, name: str, *, actor: str = "operator") -> str:
+def create_api_key(store: Store, name: str, *, actor: str = "operator") -> str:
     """A new key for an application; it is shown only now.
 
     Further keys of the same name have the same users and the same batch.
@@ -50,7 +49,7 @@ def new_key(store: Store, name: str, *, actor: str = "operator") -> str:
     return token
 
 
-def revoke(store: Store, name: str, *, actor: str = "operator") -> int:
+def revoke_api_keys(store: Store, name: str, *, actor: str = "operator") -> int:
     """End every key of this name; how many there were."""
     with store.write() as session:
         keys = session.scalars(select(ApiKey).where(ApiKey.name == name, ~ApiKey.revoked)).all()
@@ -60,7 +59,7 @@ def revoke(store: Store, name: str, *, actor: str = "operator") -> int:
         return len(keys)
 
 
-def key_of(store: Store, token: str) -> ApiKey:
+def api_key_of_token(store: Store, token: str) -> ApiKey:
     """The key that a token is. Unknown and revoked ones are refused alike."""
     with store.read() as session:
         key = session.scalar(
@@ -76,7 +75,7 @@ def key_of(store: Store, token: str) -> ApiKey:
     return key
 
 
-def ask(
+def ask_comparison(
     store: Store, key: ApiKey, prompt: Any, responses: Sequence[tuple[str, str]]
 ) -> tuple[str, list[str]]:
     """Make a comparison of two (text, model): its id, and the texts in the order to show them in.
@@ -90,11 +89,13 @@ def ask(
         )
     with store.write() as session:
         order = secrets.SystemRandom().sample(range(2), 2)
-        item = _item(session, store, key, str(uuid.uuid4()), turns, responses, {"order": order})
+        item = _product_item_id(
+            session, store, key, str(uuid.uuid4()), turns, responses, {"order": order}
+        )
         return item, [responses[place][0] for place in order]
 
 
-def choose(
+def record_choice(
     store: Store, key: ApiKey, comparison: str, user: str, choice: int | str, idempotency: str = ""
 ) -> dict[str, Any]:
     """Someone prefers the response in slot 0 or 1, or neither ("tie").
@@ -106,10 +107,10 @@ def choose(
     """
     with store.read() as session:
         pseudonym = pseudonym_of(session, key, user)
-    return choose_as(store, key, comparison, pseudonym, choice, idempotency)
+    return record_choice_as(store, key, comparison, pseudonym, choice, idempotency)
 
 
-def choose_as(
+def record_choice_as(
     store: Store,
     key: ApiKey,
     comparison: str,
@@ -117,24 +118,24 @@ def choose_as(
     choice: int | str,
     idempotency: str = "",
 ) -> dict[str, Any]:
-    """`choose` for a user whose pseudonym is known: of a page's link."""
+    """`record_choice` for a user whose pseudonym is known: of a page's link."""
     if type(choice) not in (int, str) or choice not in (0, 1, "tie"):
         raise Refused("a choice is 0, 1 or tie.", status=422, where="choice")
     rating = {0: 1, 1: 4, "tie": 0}[choice]
     with store.write() as session:
-        item = _own(session, key, comparison)
-        return _vote(
+        item = _own_comparison(session, key, comparison)
+        return _store_vote(
             session,
             store,
             key,
             item,
-            _user(session, store, pseudonym),
+            _application_user(session, store, pseudonym),
             Answer(rating=rating),
             idempotency,
         )
 
 
-def thumb(
+def record_thumb(
     store: Store,
     key: ApiKey,
     prompt: Any,
@@ -149,12 +150,14 @@ def thumb(
     """
     turns = messages_of(prompt, "user", "body", "prompt")
     with store.write() as session:
-        person = _user(session, store, pseudonym_of(session, key, user))
-        identity = digest_of("thumb", key.name, person.pseudonym, turns, response[0])[:32]
+        person = _application_user(session, store, pseudonym_of(session, key, user))
+        identity = canonical_digest("thumb", key.name, person.pseudonym, turns, response[0])[:32]
         if session.get(Item, identity) is None:
-            _item(session, store, key, identity, turns, [response], {"order": [0]})
+            _product_item_id(session, store, key, identity, turns, [response], {"order": [0]})
         item = session.get_one(Item, identity)
-        return _vote(session, store, key, item, person, Answer(rating=1 if up else 4), idempotency)
+        return _store_vote(
+            session, store, key, item, person, Answer(rating=1 if up else 4), idempotency
+        )
 
 
 def pseudonym_of(session: Session, key: ApiKey, user: str) -> str:
@@ -171,21 +174,23 @@ def pseudonym_of(session: Session, key: ApiKey, user: str) -> str:
     return "user-" + hmac.new(secret.encode(), user.encode(), hashlib.sha256).hexdigest()[:20]
 
 
-def sign(key: ApiKey, comparison: str, user: str, until: int) -> str:
+def sign_link(key: ApiKey, comparison: str, user: str, until: int) -> str:
     """The signature of a page's link: this comparison, this user, until then, and one answer."""
     return hmac.new(
         key.digest.encode(), f"{comparison}|{user}|{until}".encode(), hashlib.sha256
     ).hexdigest()
 
 
-def signed_key(store: Store, comparison: str, user: str, until: int, signature: str) -> ApiKey:
+def key_that_signed(store: Store, comparison: str, user: str, until: int, signature: str) -> ApiKey:
     """The key that signed a page's link.
 
     A link that is wrong, too old or of a revoked key is refused.
     """
     with store.read() as session:
         for key in session.scalars(select(ApiKey).where(~ApiKey.revoked)):
-            if hmac.compare_digest(sign(key, comparison, user, until).encode(), signature.encode()):
+            if hmac.compare_digest(
+                sign_link(key, comparison, user, until).encode(), signature.encode()
+            ):
                 if until < store.now():
                     break
                 return key
@@ -194,7 +199,7 @@ def signed_key(store: Store, comparison: str, user: str, until: int, signature: 
     )
 
 
-def shown(
+def shown_comparison(
     store: Store, key: ApiKey, comparison: str, pseudonym: str, idempotency: str
 ) -> tuple[list[dict[str, str]], list[str], bool]:
     """(prompt, texts slot by slot, answered already) of a comparison.
@@ -202,7 +207,7 @@ def shown(
     The last says whether this user has answered with this idempotency key.
     """
     with store.read() as session:
-        item = _own(session, key, comparison)
+        item = _own_comparison(session, key, comparison)
         texts = [item.responses[place].text for place in item.source["order"]]
         answered = (
             session.scalar(
@@ -213,7 +218,7 @@ def shown(
         return item.prompt, texts, answered
 
 
-def _own(session: Session, key: ApiKey, comparison: str) -> Item:
+def _own_comparison(session: Session, key: ApiKey, comparison: str) -> Item:
     item = session.get(Item, comparison)
     if (
         item is None
@@ -225,7 +230,7 @@ def _own(session: Session, key: ApiKey, comparison: str) -> Item:
     return item
 
 
-def _item(
+def _product_item_id(
     session: Session,
     store: Store,
     key: ApiKey,
@@ -237,9 +242,9 @@ def _item(
     """A product item in the application's batch; its id."""
     for text, _ in responses:
         messages_of(text, "assistant", "body", "responses")
-    batch = _batch(session, store, key)
+    batch = _application_batch(session, store, key)
     place = session.scalar(select(func.max(Item.place)).where(Item.batch_id == batch.id))
-    candidates = [digest_of(turns, "", text, []) for text, _ in responses]
+    candidates = [canonical_digest(turns, "", text, []) for text, _ in responses]
     item = Item(
         id=identity,
         batch_id=batch.id,
@@ -248,14 +253,14 @@ def _item(
         prompt=turns,
         target=1,
         live=0,
-        content_hash=digest_of("product", turns, "", sorted(candidates)),
+        content_hash=canonical_digest("product", turns, "", sorted(candidates)),
         source={"application": key.name, **source},
     )
     session.add(item)
     session.flush()
     session.add_all(
         Response(
-            id=digest_of(identity, at)[:32],
+            id=canonical_digest(identity, at)[:32],
             item_id=identity,
             place=at,
             text=text,
@@ -268,7 +273,7 @@ def _item(
     return identity
 
 
-def _batch(session: Session, store: Store, key: ApiKey) -> Batch:
+def _application_batch(session: Session, store: Store, key: ApiKey) -> Batch:
     """The application's batch, which is made where there is none."""
     name = f"product {key.name}"
     batch = session.scalar(select(Batch).where(Batch.name == name))
@@ -279,7 +284,7 @@ def _batch(session: Session, store: Store, key: ApiKey) -> Batch:
     return batch
 
 
-def _user(session: Session, store: Store, name: str) -> Annotator:
+def _application_user(session: Session, store: Store, name: str) -> Annotator:
     """The application's user of this pseudonym, made if need be. Someone who withdrew stays so."""
     found = session.scalar(select(Annotator).where(Annotator.pseudonym == name))
     if found is None:
@@ -295,10 +300,10 @@ def _user(session: Session, store: Store, name: str) -> Annotator:
 
 def _vote_key(key: ApiKey, item: str, pseudonym: str, idempotency: str) -> str:
     """An idempotency key as votes store it: with its user, so that two may use the same one."""
-    return f"api-{digest_of(key.name, item, pseudonym, idempotency)[:40]}"
+    return f"api-{canonical_digest(key.name, item, pseudonym, idempotency)[:40]}"
 
 
-def _vote(
+def _store_vote(
     session: Session,
     store: Store,
     key: ApiKey,
@@ -309,7 +314,7 @@ def _vote(
 ) -> dict[str, Any]:
     """Store the answer, or find it stored under this idempotency key."""
     name = _vote_key(key, item.id, person.pseudonym, idempotency)
-    taken = taken_of(answer, item.source["order"], SETTINGS)
+    taken = vote_columns(answer, item.source["order"], SETTINGS)
     known = session.scalar(select(Vote).where(Vote.key == name))
     if known is not None:
         if known.rating != taken["rating"]:
@@ -318,7 +323,7 @@ def _vote(
                 fix="To change it, send a new Idempotency-Key.",
             )
         return {"stored": True, "revision": known.revision, "again": True}
-    assignment = _assignment(session, store, item, person)
+    assignment = _user_assignment(session, store, item, person)
     votes = select(func.max(Vote.revision)).where(Vote.assignment_id == assignment.id)
     revision = 1 + (session.scalar(votes) or 0)
     vote = Vote(
@@ -334,7 +339,7 @@ def _in_batch(person: Annotator, item: Item) -> tuple[Any, ...]:
     return Assignment.annotator_id == person.id, Assignment.batch_id == item.batch_id
 
 
-def _assignment(session: Session, store: Store, item: Item, person: Annotator) -> Assignment:
+def _user_assignment(session: Session, store: Store, item: Item, person: Annotator) -> Assignment:
     """The user's assignment of a comparison; Refused where another user has answered it."""
     own = select(Assignment).where(
         Assignment.item_id == item.id, Assignment.annotator_id == person.id, Assignment.repeat == 0
@@ -342,7 +347,7 @@ def _assignment(session: Session, store: Store, item: Item, person: Annotator) -
     assignment = session.scalar(own)
     if assignment is not None:
         return assignment
-    if not claim(session, item.id):
+    if not reserve_answer(session, item.id):
         raise Refused(
             "another user has answered this comparison.", fix="Make a comparison for each user."
         )

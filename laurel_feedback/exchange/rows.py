@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from laurel.data.confidence import MARGIN, PAIR_COLUMNS, SOFT_LABEL, WEIGHT
-from laurel_feedback.statistics.labels import EVEN, Label, Labels, Marks, PairVote, inverted, labels
+from laurel_feedback.statistics.labels import (
+    EVEN,
+    Label,
+    Labels,
+    Marks,
+    PairVote,
+    estimate_labels,
+    is_inverted,
+)
 from laurel_feedback.store.tables import Assignment, Item, Ruling, Vote
 
 SLIGHTLY = 0.33
@@ -18,7 +26,7 @@ SIGN = {1: 1.0, 2: SLIGHTLY, 0: 0.0, 3: -SLIGHTLY, 4: -1.0}
 """What a rating says for the first response against the second."""
 
 
-class Cast(NamedTuple):
+class CastVote(NamedTuple):
     """A vote that holds, with who gave it and the sample it belongs to."""
 
     vote: Vote
@@ -28,13 +36,13 @@ class Cast(NamedTuple):
 
 
 @dataclass
-class Rated:
+class RatedItem:
     """An item with its votes (of every revision: `every`), and what the coordinator ruled."""
 
     item: Item
     batch: str
-    votes: list[Cast] = field(default_factory=list)
-    every: list[Cast] = field(default_factory=list)
+    votes: list[CastVote] = field(default_factory=list)
+    every: list[CastVote] = field(default_factory=list)
     ruling: Ruling | None = None
 
     @property
@@ -69,7 +77,7 @@ class Rated:
         }
 
 
-class Opinion(NamedTuple):
+class PairOpinion(NamedTuple):
     """The label of two responses of an item.
 
     P(first better), belief in the voters, margin for the first, the votes, and the better one.
@@ -85,9 +93,9 @@ class Opinion(NamedTuple):
     ties: int = 0
     lead: int = 0
 
-    def turned(self) -> Opinion:
+    def turned(self) -> PairOpinion:
         """The same, with the second response as the first."""
-        return Opinion(
+        return PairOpinion(
             1 - self.first, self.weight, -self.margin, self.losses, self.wins, self.ties, -self.lead
         )
 
@@ -96,7 +104,7 @@ class Opinion(NamedTuple):
         return {"votes_for": self.wins, "votes_against": self.losses, "ties": self.ties}
 
 
-def signed(vote: Vote, a: int, b: int) -> float:
+def signed_preference(vote: Vote, a: int, b: int) -> float:
     """What a vote says for place a against place b.
 
     1 better, .33 slightly, 0 tie, negative the other way round. Ranks: 1 or -1.
@@ -106,34 +114,34 @@ def signed(vote: Vote, a: int, b: int) -> float:
     return SIGN[vote.rating or 0]
 
 
-def pair_votes(rated: Sequence[Rated]) -> list[PairVote]:
+def pair_votes(rated: Sequence[RatedItem]) -> list[PairVote]:
     """Every vote on every pair of responses; of a ranking each of its pairs."""
     return [
-        PairVote((one.item.id, a, b), cast.person, signed(cast.vote, a, b))
+        PairVote((one.item.id, a, b), cast.person, signed_preference(cast.vote, a, b))
         for one in rated
         for a, b in combinations(range(len(one.item.responses)), 2)
         for cast in one.votes
     ]
 
 
-def left_out(rated: Sequence[Rated], gold: Marks) -> frozenset[int]:
+def distrusted_voters(rated: Sequence[RatedItem], gold: Marks) -> frozenset[int]:
     """The voters whom gold speaks against."""
     return frozenset(
         cast.person
         for one in rated
         for cast in one.votes
-        if inverted(*gold.get(cast.person, (0, 0)))
+        if is_inverted(*gold.get(cast.person, (0, 0)))
     )
 
 
-def opinions(
-    rated: Sequence[Rated], found: Labels | None = None
-) -> dict[tuple[str, int, int], Opinion]:
-    """(item, a, b), a < b -> `Opinion`, from all their `labels` together.
+def pair_opinions(
+    rated: Sequence[RatedItem], found: Labels | None = None
+) -> dict[tuple[str, int, int], PairOpinion]:
+    """(item, a, b), a < b -> `PairOpinion`, from `estimate_labels` of all of them.
 
     Without a vote that decides it is at 1/2.
     """
-    found = found or labels(pair_votes(rated))
+    found = found or estimate_labels(pair_votes(rated))
     none = Label(0.5, 0.0, 0, 0, 0)
     made = {}
     for one in rated:
@@ -142,38 +150,40 @@ def opinions(
             if one.ruling is not None:
                 side = SIGN[one.ruling.rating]
                 lead = int(np.sign(side))
-                made[one.item.id, a, b] = Opinion(
+                made[one.item.id, a, b] = PairOpinion(
                     0.5 + 0.5 * lead, 1.0, side, label.wins, label.losses, label.ties, lead
                 )
                 continue
             says = [
-                signed(cast.vote, a, b) for cast in one.votes if cast.person not in found.left_out
+                signed_preference(cast.vote, a, b)
+                for cast in one.votes
+                if cast.person not in found.left_out
             ]
             mean = float(np.mean(says)) if says else 0.0
-            made[one.item.id, a, b] = Opinion(
+            made[one.item.id, a, b] = PairOpinion(
                 label.first, label.weight, mean, label.wins, label.losses, label.ties, label.lead
             )
     return made
 
 
 @dataclass
-class Made:
+class RowSettings:
     """What rows are made with, and the ties met on the way."""
 
-    opinions: dict[tuple[str, int, int], Opinion]
+    opinions: dict[tuple[str, int, int], PairOpinion]
     columns: tuple[str, ...]
     ties: str
     revisions: bool
     left_out: frozenset[int] = frozenset()
     tied: int = 0
 
-    def of(self, one: Rated, a: int, b: int) -> Opinion:
+    def of(self, one: RatedItem, a: int, b: int) -> PairOpinion:
         """What is known of a against b."""
         return (
             self.opinions[one.item.id, a, b] if a < b else self.opinions[one.item.id, b, a].turned()
         )
 
-    def pair(self, one: Rated, a: int, b: int) -> tuple[int, int, Opinion] | None:
+    def pair(self, one: RatedItem, a: int, b: int) -> tuple[int, int, PairOpinion] | None:
         """(chosen, rejected, what is known of them in this order); None for a tie."""
         found = self.of(one, a, b)
         if not found.lead:
@@ -182,7 +192,7 @@ class Made:
         chosen, rejected, found = (a, b, found) if found.lead > 0 else (b, a, found.turned())
         return chosen, rejected, found._replace(margin=max(0.0, found.margin))
 
-    def levels(self, one: Rated) -> list[list[int]]:
+    def levels(self, one: RatedItem) -> list[list[int]]:
         """The places best first, equal ones together.
 
         Next is whoever loses to nobody left; of several, those with the largest sum of P(better).
@@ -203,14 +213,14 @@ class Made:
             left = [a for a in left if a not in level]
         return found
 
-    def provenance(self, one: Rated, places: Sequence[int]) -> dict[str, Any]:
+    def provenance(self, one: RatedItem, places: Sequence[int]) -> dict[str, Any]:
         """Where a row comes from, and who of its voters is left out."""
         found = one.provenance(places)
         out = sorted({cast.pseudonym for cast in one.votes if cast.person in self.left_out})
         return {**found, "left_out": out} if out else found
 
 
-def preferences(one: Rated, made: Made) -> list[dict[str, Any]]:
+def preference_rows(one: RatedItem, made: RowSettings) -> list[dict[str, Any]]:
     """prompt, chosen, rejected as messages: a row for each pair.
 
     The C(K, 2) pairs of a ranking weigh 1/C(K, 2) each.
@@ -221,9 +231,9 @@ def preferences(one: Rated, made: Made) -> list[dict[str, Any]]:
         if (found := made.pair(one, a, b)) is not None:
             chosen, rejected, known = found
             values = {
-                MARGIN: _short(known.margin),
-                WEIGHT: _short(known.weight / len(pairs)),
-                SOFT_LABEL: _short(known.first),
+                MARGIN: _rounded(known.margin),
+                WEIGHT: _rounded(known.weight / len(pairs)),
+                SOFT_LABEL: _rounded(known.first),
             }
             rows.append(
                 {
@@ -238,7 +248,7 @@ def preferences(one: Rated, made: Made) -> list[dict[str, Any]]:
     return rows
 
 
-def unpaired(one: Rated, made: Made) -> list[dict[str, Any]]:
+def unpaired_rows(one: RatedItem, made: RowSettings) -> list[dict[str, Any]]:
     """Rows prompt, completion, label (KTO).
 
     Of one response what most voted, of a pair both sides, of a ranking the best and the worst.
@@ -247,7 +257,7 @@ def unpaired(one: Rated, made: Made) -> list[dict[str, Any]]:
     """
     count = len(one.item.responses)
     if count == 1:
-        label, counted = _thumbs(one, made)
+        label, counted = _majority_thumb(one, made)
         labels = {} if label is None else {0: label}
     else:
         levels = made.levels(one)
@@ -266,7 +276,7 @@ def unpaired(one: Rated, made: Made) -> list[dict[str, Any]]:
     ]
 
 
-def _thumbs(one: Rated, made: Made) -> tuple[bool | None, dict[str, int]]:
+def _majority_thumb(one: RatedItem, made: RowSettings) -> tuple[bool | None, dict[str, int]]:
     """What most said of a single response, and the votes for and against that."""
     says = [SIGN[cast.vote.rating or 0] for cast in one.votes if cast.person not in made.left_out]
     up, down = sum(side > 0 for side in says), sum(side < 0 for side in says)
@@ -278,12 +288,12 @@ def _thumbs(one: Rated, made: Made) -> tuple[bool | None, dict[str, int]]:
     }
 
 
-def _better(ranks: list[int], pairs: list[tuple[int, int]]) -> list[list[int]]:
+def _ordered_pairs(ranks: list[int], pairs: list[tuple[int, int]]) -> list[list[int]]:
     """(better, worse) of the pairs whose ranks differ."""
     return [[a, b] if ranks[a] < ranks[b] else [b, a] for a, b in pairs if ranks[a] != ranks[b]]
 
 
-def ranks(one: Rated, made: Made) -> list[dict[str, Any]]:
+def rank_rows(one: RatedItem, made: RowSettings) -> list[dict[str, Any]]:
     """prompt, responses, ranks: as `Made.levels` orders them.
 
     The pairs stay together and weigh 1/C(K, 2) each.
@@ -303,8 +313,8 @@ def ranks(one: Rated, made: Made) -> list[dict[str, Any]]:
     placed = [
         next(n for n, level in enumerate(levels, 1) if place in level) for place in range(count)
     ]
-    better = _better(placed, every)
-    weight = _short(float(np.mean([made.opinions[one.item.id, a, b].weight for a, b in every])))
+    better = _ordered_pairs(placed, every)
+    weight = _rounded(float(np.mean([made.opinions[one.item.id, a, b].weight for a, b in every])))
     counted = [made.of(one, a, b).counted() for a, b in better]
     return [
         {
@@ -320,7 +330,7 @@ def ranks(one: Rated, made: Made) -> list[dict[str, Any]]:
     ]
 
 
-def votes(one: Rated, made: Made) -> list[dict[str, Any]]:
+def vote_rows(one: RatedItem, made: RowSettings) -> list[dict[str, Any]]:
     """The votes as they were given, by place, with the order of the slots.
 
     What trainers do not need and researchers do.
@@ -350,13 +360,13 @@ def votes(one: Rated, made: Made) -> list[dict[str, Any]]:
     return rows
 
 
-KINDS: dict[str, Callable[[Rated, Made], list[dict[str, Any]]]] = {
-    "preferences": preferences,
-    "unpaired": unpaired,
-    "ranks": ranks,
-    "votes": votes,
+KINDS: dict[str, Callable[[RatedItem, RowSettings], list[dict[str, Any]]]] = {
+    "preferences": preference_rows,
+    "unpaired": unpaired_rows,
+    "ranks": rank_rows,
+    "votes": vote_rows,
 }
 
 
-def _short(value: float) -> float:
+def _rounded(value: float) -> float:
     return round(value, 9)

@@ -31,7 +31,7 @@ from laurel.measure.intervals import Interval, bootstrap_mean, clustered_share, 
 from laurel.measure.judging import Hourly, SlotBias, clustered_slot_bias, hourly, preference
 from laurel.measure.ranking import Ranking, bradley_terry_slots, kendall_w
 from laurel_feedback.statistics.judges import Judge, judge_card, verdicts_of
-from laurel_feedback.statistics.labels import Labels, Worth, labels_of, worth
+from laurel_feedback.statistics.labels import LabelQuality, Labels, label_quality, labels_of
 from laurel_feedback.statistics.votes import LEVELS, Ballot, Choice, Poll, label_of
 
 PREVAILS = 0.8
@@ -57,7 +57,7 @@ PILOT = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Skill:
+class AnnotatorSkill:
     """An annotator's votes and what is known of their quality.
 
     Right answers to gold, the same answer to a repeat, and
@@ -78,7 +78,7 @@ class Skill:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ModelScore:
     """A model's Bradley-Terry score in Elo points around 1000, its interval, wins, ties and losses.
 
     low, high: None where all votes are about one item, which cannot say how far items differ.
@@ -94,19 +94,19 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Models:
+class ModelScores:
     """Scores, best first, and the first slot's pull in Elo points.
 
     Where there are none, the reason.
     """
 
-    scores: tuple[Score, ...]
+    scores: tuple[ModelScore, ...]
     slot: Interval | None
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Pay:
+class HourlyPay:
     """Pay per hour at work, of votes with a known time and of each annotator.
 
     `unknown` votes have none. `below`: why it is too little.
@@ -132,15 +132,15 @@ class Analysis:
     thumbs: Interval | None
     agreement: dict[str, Agreement]
     pairs: tuple[tuple[str, str, Agreement], ...]
-    skills: tuple[Skill, ...]
-    models: Models
+    skills: tuple[AnnotatorSkill, ...]
+    models: ModelScores
     slots: SlotBias | None
     longer: Interval | None
     judges: tuple[Judge, ...]
     panel: tuple[Signals, ...]
-    pay: Pay | None
+    pay: HourlyPay | None
     notes: tuple[str, ...]
-    worth: Worth | None = None
+    worth: LabelQuality | None = None
 
 
 def analyse(poll: Poll, *, people: bool = True) -> Analysis:
@@ -161,12 +161,12 @@ def analyse(poll: Poll, *, people: bool = True) -> Analysis:
         agreement=agreements(poll),
         pairs=rater_pairs(poll),
         skills=skills(poll, made) if people else (),
-        models=models(poll.choices),
-        slots=first_slot(poll.choices),
-        longer=longer(poll.choices),
+        models=model_scores(poll.choices),
+        slots=first_slot_bias(poll.choices),
+        longer=longer_wins(poll.choices),
         judges=tuple(judge_card(poll, name) for name in poll.judges),
-        panel=panel(poll) if people else (),
-        pay=pay(poll) if people else None,
+        panel=low_effort_signals(poll) if people else (),
+        pay=hourly_pay(poll) if people else None,
         notes=(
             poll.notes
             if scored
@@ -175,7 +175,9 @@ def analyse(poll: Poll, *, people: bool = True) -> Analysis:
                 "Labels are scored by `laurel feedback report`: here are too many votes.",
             )
         ),
-        worth=None if made is None else worth(poll, made, seeds=SEEDS if people else SEEDS[:1]),
+        worth=None
+        if made is None
+        else label_quality(poll, made, seeds=SEEDS if people else SEEDS[:1]),
     )
 
 
@@ -201,7 +203,7 @@ def agreements(poll: Poll) -> dict[str, Agreement]:
             list(units.values()), clusters=items
         ),
     }
-    levels = _levels(choices)
+    levels = _levels_by_pair(choices)
     if any(level not in (1.0, 2.5, 4.0) for unit in levels.values() for level in unit):
         found["Krippendorff's alpha, ordinal, all levels"] = krippendorff_alpha(
             list(levels.values()), "ordinal", clusters=[unit[0] for unit in levels]
@@ -215,7 +217,7 @@ def agreements(poll: Poll) -> dict[str, Agreement]:
     return found
 
 
-def _levels(choices: Iterable[Choice]) -> dict[tuple[str, int, int], list[float]]:
+def _levels_by_pair(choices: Iterable[Choice]) -> dict[tuple[str, int, int], list[float]]:
     found: dict[tuple[str, int, int], list[float]] = defaultdict(list)
     for choice in choices:
         if choice.level is not None:
@@ -243,7 +245,7 @@ def _fleiss(units: dict[tuple[str, int, int], list[str]]) -> dict[str, Agreement
     return {f"Fleiss' kappa, items with {size} votes": fleiss_kappa(counts, clusters=items)}
 
 
-def _cohen(choices: Sequence[Choice], one: str, two: str) -> Agreement:
+def _cohen_between(choices: Sequence[Choice], one: str, two: str) -> Agreement:
     given: dict[str, dict[tuple[str, int, int], float]] = {one: {}, two: {}}
     middle = LEVELS[0]
     for choice in choices:
@@ -282,7 +284,7 @@ def rater_pairs(poll: Poll) -> tuple[tuple[str, str, Agreement], ...]:
         key=lambda pair: (-shared[pair], pair),
     )[:MOST_PAIRS]
     return tuple(
-        (one, two, _cohen([c for c in poll.choices if c.annotator in (one, two)], one, two))
+        (one, two, _cohen_between([c for c in poll.choices if c.annotator in (one, two)], one, two))
         for one, two in most
     )
 
@@ -302,7 +304,7 @@ def _concordance(ballots: Iterable[Ballot]) -> Agreement:
     return Agreement(found.value, found.low, found.high, found.n)
 
 
-def skills(poll: Poll, found: Labels | None = None) -> tuple[Skill, ...]:
+def skills(poll: Poll, found: Labels | None = None) -> tuple[AnnotatorSkill, ...]:
     """One row for each annotator, most votes first.
 
     Who can be believed is known from all votes together, and from gold.
@@ -315,12 +317,12 @@ def skills(poll: Poll, found: Labels | None = None) -> tuple[Skill, ...]:
     compared = Counter(c.annotator for c in poll.choices)
     tied = Counter(c.annotator for c in poll.choices if c.label == "tie")
     gold, again, slots = (
-        _gold(poll.ballots),
-        _repeats(poll.ballots),
+        _gold_accuracy(poll.ballots),
+        _repeat_consistency(poll.ballots),
         _slots_by_annotator(poll.choices),
     )
     made = [
-        Skill(
+        AnnotatorSkill(
             name,
             votes[name],
             found.reliability.get(name),
@@ -335,7 +337,7 @@ def skills(poll: Poll, found: Labels | None = None) -> tuple[Skill, ...]:
     return tuple(sorted(made, key=lambda skill: -skill.votes))
 
 
-def _gold(ballots: Iterable[Ballot]) -> dict[str, Interval]:
+def _gold_accuracy(ballots: Iterable[Ballot]) -> dict[str, Interval]:
     """Right answers among the gold and attention items of each annotator."""
     right: dict[str, list[bool]] = defaultdict(list)
     for ballot in ballots:
@@ -358,7 +360,7 @@ def is_right(ballot: Ballot) -> bool:
     )
 
 
-def _repeats(ballots: Iterable[Ballot]) -> dict[str, Interval]:
+def _repeat_consistency(ballots: Iterable[Ballot]) -> dict[str, Interval]:
     """How often the same annotator prefers the same response when the slots are swapped."""
     first: dict[tuple[str, str], Ballot] = {}
     same: dict[str, list[bool]] = defaultdict(list)
@@ -380,11 +382,11 @@ def _slots_by_annotator(choices: Iterable[Choice]) -> dict[str, SlotBias]:
     own: dict[str, list[Choice]] = defaultdict(list)
     for choice in choices:
         own[choice.annotator].append(choice)
-    made = {name: first_slot(given) for name, given in own.items()}
+    made = {name: first_slot_bias(given) for name, given in own.items()}
     return {name: bias for name, bias in made.items() if bias is not None}
 
 
-def first_slot(choices: Iterable[Choice]) -> SlotBias | None:
+def first_slot_bias(choices: Iterable[Choice]) -> SlotBias | None:
     """How often the response shown first won, ties left out.
 
     Votes on one item are not independent.
@@ -393,7 +395,7 @@ def first_slot(choices: Iterable[Choice]) -> SlotBias | None:
     return clustered_slot_bias([c.slot == "left" for c in decided], [c.unit[0] for c in decided])
 
 
-def longer(choices: Sequence[Choice]) -> Interval | None:
+def longer_wins(choices: Sequence[Choice]) -> Interval | None:
     """How often the response with more words won, ties left out.
 
     It is the accuracy of a judge that only counts words.
@@ -411,7 +413,7 @@ def _cohens_kappa(choices: Sequence[Choice]) -> dict[str, Agreement]:
     """Cohen's kappa where there are two annotators, else why not."""
     raters = list(dict.fromkeys(choice.annotator for choice in choices))
     if len(raters) == 2:
-        return {"Cohen's kappa, linear weights": _cohen(choices, *raters)}
+        return {"Cohen's kappa, linear weights": _cohen_between(choices, *raters)}
     reason = f"it is for two annotators, here are {len(raters)}; their pairs are listed apart"
     return {"Cohen's kappa": Agreement(None, None, None, 0, reason)}
 
@@ -423,7 +425,7 @@ def _gwet_name(choices: Sequence[Choice]) -> str:
     return f"Gwet's AC1{warning}"
 
 
-def models(choices: Sequence[Choice]) -> Models:
+def model_scores(choices: Sequence[Choice]) -> ModelScores:
     """Bradley-Terry scores of named models, with a term for the first slot.
 
     Pairs are used whose two responses come from two named models. Ties are half wins.
@@ -432,21 +434,21 @@ def models(choices: Sequence[Choice]) -> Models:
     """
     rows = [c for c in choices if all(c.models) and c.models[0] != c.models[1]]
     if not rows:
-        return Models((), None, "no pair has responses of two named models")
-    found = _by_slots(rows)
+        return ModelScores((), None, "no pair has responses of two named models")
+    found = _slot_ranking(rows)
     points = found.elo()
     if points is None or found.error is None:
-        return Models((), None, found.reason)
+        return ModelScores((), None, found.reason)
     known = found.clusters != 1
     half = found.reach() * 400 / log(10) if known else 0.0
-    counts, made = _outcomes(rows), []
+    counts, made = _outcomes_by_model(rows), []
     for k, name in enumerate(map(str, found.names)):
         value, reach = float(points[k]), float(half * found.error[k])
         bounds = (value - reach, value + reach) if known else (None, None)
         won, tied, lost = (counts[name][outcome] for outcome in ("won", "tied", "lost"))
-        made.append(Score(name, value, *bounds, won, tied, lost))
+        made.append(ModelScore(name, value, *bounds, won, tied, lost))
     ranked = tuple(sorted(made, key=lambda score: -score.score))
-    return Models(ranked, _slot_advantage(found, half, len(rows)) if known else None)
+    return ModelScores(ranked, _slot_advantage(found, half, len(rows)) if known else None)
 
 
 def _slot_advantage(found: Ranking, half: float, votes: int) -> Interval | None:
@@ -457,7 +459,7 @@ def _slot_advantage(found: Ranking, half: float, votes: int) -> Interval | None:
     return Interval(points, points - error, points + error, votes)
 
 
-def _by_slots(rows: Sequence[Choice]) -> Ranking:
+def _slot_ranking(rows: Sequence[Choice]) -> Ranking:
     """Bradley-Terry of the models as shown: first slot, second slot, who won."""
     first, second, won = [], [], []
     for c in rows:
@@ -475,7 +477,7 @@ def _by_slots(rows: Sequence[Choice]) -> Ranking:
     return found
 
 
-def _outcomes(rows: Sequence[Choice]) -> dict[str, Counter[str]]:
+def _outcomes_by_model(rows: Sequence[Choice]) -> dict[str, Counter[str]]:
     """model -> how often it won, lost and tied."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for c in rows:
@@ -485,7 +487,7 @@ def _outcomes(rows: Sequence[Choice]) -> dict[str, Counter[str]]:
     return counts
 
 
-def panel(poll: Poll) -> tuple[Signals, ...]:
+def low_effort_signals(poll: Poll) -> tuple[Signals, ...]:
     """The signs of low effort for each annotator.
 
     Evidence for a person to look at, never a verdict. See `signals`.
@@ -511,7 +513,7 @@ def panel(poll: Poll) -> tuple[Signals, ...]:
     return tuple(sorted(signals(list(votes.values())), key=lambda own: -own.n)) if votes else ()
 
 
-def pay(poll: Poll) -> Pay | None:
+def hourly_pay(poll: Poll) -> HourlyPay | None:
     """Pay per hour at the batch's price; None without a price.
 
     Every answered sample is paid: gold and repeats too.
@@ -534,6 +536,6 @@ def pay(poll: Poll) -> Pay | None:
         name: settings.pay_per_item * len(spent) * 3600 / sum(spent)
         for name, spent in times.items()
     }
-    return Pay(
+    return HourlyPay(
         rate, len(poll.ballots) - len(timed), each, settings.pay_floor, settings.currency, below
     )

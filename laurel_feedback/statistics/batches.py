@@ -12,13 +12,13 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
-from laurel_feedback.statistics.analysis import pay
+from laurel_feedback.statistics.analysis import hourly_pay
 from laurel_feedback.statistics.votes import timed_poll
 from laurel_feedback.store.assign import ANSWERED, DAY, DISTRESSING, Refused
 from laurel_feedback.store.audit import record
-from laurel_feedback.store.batch_settings import BatchSettings, named
+from laurel_feedback.store.batch_settings import BatchSettings, checked_name
 from laurel_feedback.store.database import Store
-from laurel_feedback.store.model_giveaways import HELD, flagged, hold
+from laurel_feedback.store.model_giveaways import HELD, flagged_items, hold_items
 from laurel_feedback.store.tables import Annotator, Assignment, Batch, Event, Item, Vote
 
 ODD_RATE, LEAST_RATE = 4.0, 30
@@ -26,7 +26,7 @@ ODD_RATE, LEAST_RATE = 4.0, 30
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class BatchSummary:
     """A batch in figures. votes of `wanted` on normal items.
 
     Paid: answers and skips that cost something, repeats and gold too.
@@ -63,7 +63,7 @@ class Summary:
         return self.spent + max(0, self.wanted - self.votes) / extra * self.settings.pay_per_item
 
 
-def summaries(store: Store, batch_id: int | None = None) -> list[Summary]:
+def summaries(store: Store, batch_id: int | None = None) -> list[BatchSummary]:
     """Every batch, or one, the newest first."""
     with store.read() as session:
         batches = select(Batch).order_by(Batch.id.desc())
@@ -74,7 +74,7 @@ def summaries(store: Store, batch_id: int | None = None) -> list[Summary]:
     return found
 
 
-def _summary(session: Session, batch: Batch) -> Summary:
+def _summary(session: Session, batch: Batch) -> BatchSummary:
     in_batch = Item.batch_id == batch.id
     normal = in_batch, Item.kind == "normal"
     items, wanted = session.execute(
@@ -84,14 +84,14 @@ def _summary(session: Session, batch: Batch) -> Summary:
     people = select(func.count(func.distinct(Assignment.annotator_id))).where(
         Assignment.batch_id == batch.id, Assignment.state == "submitted"
     )
-    states = _states(session, batch)
-    return Summary(
+    states = _assignments_by_state(session, batch)
+    return BatchSummary(
         batch.id,
         batch.name,
         batch.state,
         BatchSettings.model_validate(batch.settings),
         items,
-        _finished(session, batch),
+        _count_finished_items(session, batch),
         states["votes"],
         wanted,
         states["leased"],
@@ -104,7 +104,7 @@ def _summary(session: Session, batch: Batch) -> Summary:
     )
 
 
-def _states(session: Session, batch: Batch) -> Counter[str]:
+def _assignments_by_state(session: Session, batch: Batch) -> Counter[str]:
     """Assignments by state, and among them votes, paid ones, and skips as too distressing."""
     states: Counter[str] = Counter()
     columns = Assignment.state, Assignment.repeat, Assignment.skip_reason, Item.kind
@@ -125,7 +125,7 @@ def _states(session: Session, batch: Batch) -> Counter[str]:
     return states
 
 
-def _finished(session: Session, batch: Batch) -> int:
+def _count_finished_items(session: Session, batch: Batch) -> int:
     """How many normal items have all the votes they want."""
     submitted = (
         select(Assignment.item_id, func.count().label("n"))
@@ -144,7 +144,7 @@ def _finished(session: Session, batch: Batch) -> int:
     return session.scalar(finished) or 0
 
 
-def refusal(store: Store, batch_id: int) -> str:
+def reason_not_to_open(store: Store, batch_id: int) -> str:
     """Why the batch may not open and what to do; empty: it may.
 
     Pay per hour counts: the one expected, and the measured one of a pilot.
@@ -159,7 +159,7 @@ def refusal(store: Store, batch_id: int) -> str:
             f"at {settings.expected_seconds:g} seconds an item the pay is {settings.hourly:.2f}"
             f" {settings.currency} an hour, the floor is {settings.pay_floor:.2f}. {fix}"
         )
-    measured = pay(timed_poll(store, batch_id))
+    measured = hourly_pay(timed_poll(store, batch_id))
     if measured is not None and measured.below:
         return (
             f"{measured.below} (measured on {measured.hourly.n if measured.hourly else 0} votes)."
@@ -170,7 +170,7 @@ def refusal(store: Store, batch_id: int) -> str:
 
 def _no_questions(session: Session, batch_id: int, settings: BatchSettings) -> str:
     """What is wrong where annotators must pass questions that are not there."""
-    if not settings.needs_check or _counts(session, batch_id)["check"]:
+    if not settings.needs_check or _items_by_kind(session, batch_id)["check"]:
         return ""
     return (
         "annotators pass questions about the guidelines first (needs_check), and it has no item of"
@@ -179,7 +179,7 @@ def _no_questions(session: Session, batch_id: int, settings: BatchSettings) -> s
     )
 
 
-def _counts(session: Session, batch_id: int) -> Counter[str]:
+def _items_by_kind(session: Session, batch_id: int) -> Counter[str]:
     """Items by kind."""
     rows = session.execute(
         select(Item.kind, func.count()).where(Item.batch_id == batch_id).group_by(Item.kind)
@@ -195,7 +195,7 @@ def never_shown(store: Store, batch_id: int) -> str:
     with store.read() as session:
         settings, counts = (
             BatchSettings.model_validate(session.get_one(Batch, batch_id).settings),
-            _counts(session, batch_id),
+            _items_by_kind(session, batch_id),
         )
     idle = [(kind, "gold_share is 0") for kind in ("gold", "attention") if not settings.gold_share]
     idle += [] if settings.needs_check else [("check", "needs_check is off")]
@@ -205,14 +205,14 @@ def never_shown(store: Store, batch_id: int) -> str:
 def open_batch(store: Store, batch_id: int, *, actor: str) -> int:
     """Open a batch; how many items were held for words that tell who wrote them.
 
-    Refused as `refusal` says.
+    Refused as `reason_not_to_open` says.
     """
-    why = refusal(store, batch_id)
+    why = reason_not_to_open(store, batch_id)
     if why:
         raise Refused(f"this batch is not opened: {why}", status=409)
     count = select(func.count()).select_from(Item).where(Item.batch_id == batch_id)
     with store.read() as session:
-        read, found = session.scalar(count), flagged(session, batch_id)
+        read, found = session.scalar(count), flagged_items(session, batch_id)
     with store.write() as session:
         batch = session.get_one(Batch, batch_id)
         if not (items := session.scalar(count)):
@@ -221,7 +221,9 @@ def open_batch(store: Store, batch_id: int, *, actor: str) -> int:
                 status=409,
                 fix="Bring items in first: laurel feedback import.",
             )
-        held_items = hold(session, found if items == read else flagged(session, batch_id))
+        held_items = hold_items(
+            session, found if items == read else flagged_items(session, batch_id)
+        )
         if why := _no_questions(session, batch_id, BatchSettings(**batch.settings)):
             raise Refused(
                 f"this batch is not opened: {why} Every one has words that tell who wrote it.",
@@ -250,9 +252,9 @@ def close_batch(store: Store, batch_id: int, *, actor: str) -> None:
         record(session, actor, "close", f"batch {batch.name}", store.now())
 
 
-def new_batch(store: Store, name: str, settings: BatchSettings, *, actor: str) -> int:
+def create_batch(store: Store, name: str, settings: BatchSettings, *, actor: str) -> int:
     """A batch in draft, without items; its id."""
-    name = named(name)
+    name = checked_name(name)
     with store.write() as session:
         if session.scalar(select(Batch).where(Batch.name == name)) is not None:
             raise UsageError(
@@ -272,7 +274,9 @@ def new_batch(store: Store, name: str, settings: BatchSettings, *, actor: str) -
         return batch.id
 
 
-def _keep_form(session: Session, batch_id: int, old: BatchSettings, new: BatchSettings) -> None:
+def _refuse_form_change(
+    session: Session, batch_id: int, old: BatchSettings, new: BatchSettings
+) -> None:
     """Refused where the form changes and there are votes."""
     if (old.form, old.allow_tie) == (new.form, new.allow_tie):
         return
@@ -286,7 +290,7 @@ def _keep_form(session: Session, batch_id: int, old: BatchSettings, new: BatchSe
         )
 
 
-def _retarget(session: Session, batch_id: int, old: int, new: int) -> None:
+def _change_vote_target(session: Session, batch_id: int, old: int, new: int) -> None:
     """Items that want `old` votes want `new`; Refused where one has more already."""
     in_batch = Item.batch_id == batch_id, Item.kind.in_(("normal", HELD))
     items = list(session.scalars(select(Item).where(*in_batch, Item.target == old)))
@@ -313,9 +317,9 @@ def change_settings(store: Store, batch_id: int, settings: BatchSettings, *, act
                 "the batch is open: its settings stay.", where="state", fix="Close it first."
             )
         old, new = BatchSettings.model_validate(batch.settings), settings
-        _keep_form(session, batch_id, old, new)
+        _refuse_form_change(session, batch_id, old, new)
         if new.target_votes != old.target_votes:
-            _retarget(session, batch_id, old.target_votes, new.target_votes)
+            _change_vote_target(session, batch_id, old.target_votes, new.target_votes)
         batch.settings = new.model_dump()
         after = new.model_dump()
         changed = {k: [v, after[k]] for k, v in old.model_dump().items() if after[k] != v}
@@ -323,7 +327,7 @@ def change_settings(store: Store, batch_id: int, settings: BatchSettings, *, act
 
 
 @dataclass(frozen=True, slots=True)
-class Exposure:
+class HarmExposure:
     """What an annotator was shown that is hard to read.
 
     Samples by kind of harm, in all and in the last day, and skips as too distressing.
@@ -337,7 +341,7 @@ class Exposure:
     opted_out: tuple[str, ...]
 
 
-def _harmful(batch_id: int | None) -> Select[str, list[str], float, str]:
+def _harmful_assignments(batch_id: int | None) -> Select[str, list[str], float, str]:
     """The assignments of items with a kind of harm: annotator, harm, time, reason of a skip."""
     columns = Annotator.pseudonym, Item.harm, Assignment.made_at, Assignment.skip_reason
     rows = (
@@ -350,13 +354,13 @@ def _harmful(batch_id: int | None) -> Select[str, list[str], float, str]:
     return rows if batch_id is None else rows.where(Assignment.batch_id == batch_id)
 
 
-def exposure(store: Store, batch_id: int | None = None) -> list[Exposure]:
+def exposure(store: Store, batch_id: int | None = None) -> list[HarmExposure]:
     """Exposure of every annotator who saw a kind of harm or opted out of one, most samples first.
 
     In one batch, or in all.
     """
     with store.read() as session:
-        seen = session.execute(_harmful(batch_id)).all()
+        seen = session.execute(_harmful_assignments(batch_id)).all()
         columns = select(Annotator.pseudonym, Annotator.opted_out)
         opted = {name: tuple(tags) for name, tags in session.execute(columns) if tags}
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
@@ -368,7 +372,7 @@ def exposure(store: Store, batch_id: int | None = None) -> list[Exposure]:
         kinds[row.pseudonym].update(row.harm)
     names = sorted({*samples, *opted}, key=lambda name: (-samples[name], name))
     return [
-        Exposure(
+        HarmExposure(
             n, samples[n], today[n], dict(kinds[n].most_common()), distress[n], opted.get(n, ())
         )
         for n in names
@@ -455,7 +459,7 @@ def costs(store: Store, batch_id: int) -> list[Cost]:
 
 
 @dataclass(frozen=True, slots=True)
-class Hour:
+class VotesInHour:
     """Votes of an account in one clock hour (seconds since 1970).
 
     `odd` where that is far above `usual`, its own or the others' median.
@@ -468,7 +472,7 @@ class Hour:
     odd: bool
 
 
-def activity(store: Store, days: float = 14.0) -> list[Hour]:
+def votes_by_hour(store: Store, days: float = 14.0) -> list[VotesInHour]:
     """Votes per hour and account in the last days: hours that stand out first, then the busiest."""
     since = store.now() - days * DAY
     counts: dict[str, Counter[float]] = defaultdict(Counter)
@@ -490,7 +494,7 @@ def activity(store: Store, days: float = 14.0) -> list[Hour]:
         own = _median(list(hours.values()))
         usual = min([_median(others)] * bool(others) + [own] * (len(hours) > 1), default=own)
         found += [
-            Hour(name, hour, n, usual, n >= LEAST_RATE and n > ODD_RATE * usual)
+            VotesInHour(name, hour, n, usual, n >= LEAST_RATE and n > ODD_RATE * usual)
             for hour, n in hours.items()
         ]
     return sorted(found, key=lambda hour: (not hour.odd, -hour.votes, hour.hour, hour.annotator))

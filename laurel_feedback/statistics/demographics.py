@@ -28,7 +28,7 @@ from laurel.measure.population import (
     suppress,
     total_variation,
 )
-from laurel_feedback.statistics.analysis import first_slot, longer
+from laurel_feedback.statistics.analysis import first_slot_bias, longer_wins
 from laurel_feedback.statistics.judges import verdicts_of
 from laurel_feedback.statistics.votes import LEVELS, Choice, Poll
 from laurel_feedback.store.audit import record
@@ -97,7 +97,7 @@ class Demographics:
     raking: Raking | None
 
 
-def reference_of(text: str) -> dict[str, dict[str, float]]:
+def parse_reference(text: str) -> dict[str, dict[str, float]]:
     """A population from JSON: {"question": {"answer": share, ...}, ...}.
 
     Shares are scaled to sum to 1.
@@ -157,15 +157,15 @@ def demographics_of(
         for name, question, answer in session.execute(rows):
             if name in given and answer.strip() and answer.strip().lower() != "prefer not to say":
                 given[name][question] = answer.strip()
-    return compose(poll, given, reference or {})
+    return compute_demographics(poll, given, reference or {})
 
 
-def compose(
+def compute_demographics(
     poll: Poll, answers: Mapping[str, Mapping[str, str]], reference: Reference
 ) -> Demographics:
     """See `Demographics`. answers: annotator -> question -> answer, of everyone who voted."""
     questions = sorted({question for own in answers.values() for question in own} | set(reference))
-    kept = {question: _visible(answers, question) for question in questions}
+    kept = {question: _publishable_answers(answers, question) for question in questions}
     parts = tuple(
         _composition(answers, question, kept[question], reference.get(question))
         for question in questions
@@ -184,20 +184,20 @@ def compose(
         sum(bool(own) for own in answers.values()),
         parts,
         groups,
-        _judge(poll, shown),
+        _judge_representativeness(poll, shown),
         _raking(answers, kept, reference),
     )
 
 
-def _visible(given: Mapping[str, Mapping[str, str]], question: str) -> dict[str, int]:
+def _publishable_answers(given: Mapping[str, Mapping[str, str]], question: str) -> dict[str, int]:
     """The answers whose number of people may be shown."""
-    names, row = _suppressed(given, question)
+    names, row = _suppressed_counts(given, question)
     return {
         name: count for name, count in zip(names, row, strict=False) if count and name != SILENT
     }
 
 
-def _suppressed(
+def _suppressed_counts(
     given: Mapping[str, Mapping[str, str]], question: str
 ) -> tuple[list[str], list[int | None]]:
     """Answers, and the numbers of people with the total behind them; None: hidden."""
@@ -212,25 +212,25 @@ def _composition(
     visible: Mapping[str, int],
     population: Mapping[str, float] | None,
 ) -> Composition:
-    names, row = _suppressed(answers, question)
+    names, row = _suppressed_counts(answers, question)
     counts, total = dict(zip(names, row, strict=False)), row[-1]
     composition = partial(Composition, question, total, counts)
     if total is None or (SILENT in counts and counts[SILENT] is None and not visible):
         return composition({}, {}, None, None, f"fewer than {SMALLEST} people")
-    merged = _merged(answers, question, visible)
+    merged = _merge_hidden_cells(answers, question, visible)
     people = sum(merged.values())
     shares = {name: n / people for name, n in merged.items()} if people else {}
     if population is None or not people:
         reason = "no reference" if people else "nobody answered"
         return composition(shares, {}, None, None, reason)
-    wanted = _wanted(merged, population)
+    wanted = _reference_shares(merged, population)
     if OTHER in wanted:
         merged.setdefault(OTHER, 0)
         shares.setdefault(OTHER, 0.0)
-    return composition(shares, wanted, *_compared(merged, shares, wanted))
+    return composition(shares, wanted, *_distance_to_reference(merged, shares, wanted))
 
 
-def _compared(
+def _distance_to_reference(
     merged: Mapping[str, int], shares: Mapping[str, float], wanted: Mapping[str, float]
 ) -> tuple[float | None, ChiSquare | None, str]:
     """(distance to the reference, the test of it, why there is none)."""
@@ -245,7 +245,9 @@ def _compared(
     return distance, chi, chi.reason
 
 
-def _wanted(merged: Mapping[str, int], population: Mapping[str, float]) -> dict[str, float]:
+def _reference_shares(
+    merged: Mapping[str, int], population: Mapping[str, float]
+) -> dict[str, float]:
     """The reference's shares of the answers that are shown; the rest is OTHER."""
     wanted = {name: population.get(name, 0.0) for name in merged if name != OTHER}
     rest = 1 - sum(wanted.values())
@@ -254,14 +256,14 @@ def _wanted(merged: Mapping[str, int], population: Mapping[str, float]) -> dict[
     return wanted
 
 
-def _merged(
+def _merge_hidden_cells(
     given: Mapping[str, Mapping[str, str]], question: str, visible: Mapping[str, int]
 ) -> dict[str, int]:
     """People by answer, those in hidden cells together.
 
     What is computed from it tells no more than the table shows.
     """
-    silent = _suppressed(given, question)
+    silent = _suppressed_counts(given, question)
     hidden_silence = SILENT in silent[0] and silent[1][silent[0].index(SILENT)] is None
     answered = [answers[question] for answers in given.values() if question in answers]
     rest = sum(answer not in visible for answer in answered)
@@ -294,12 +296,16 @@ def _groups(poll: Poll, shown: Mapping[str, Mapping[str, str]]) -> tuple[Group, 
                 else None
             )
             found.append(
-                Group(question, answer, people, len(own), near, first_slot(own), longer(own))
+                Group(
+                    question, answer, people, len(own), near, first_slot_bias(own), longer_wins(own)
+                )
             )
     return tuple(found)
 
 
-def _judge(poll: Poll, shown: Mapping[str, Mapping[str, str]]) -> Representativeness | None:
+def _judge_representativeness(
+    poll: Poll, shown: Mapping[str, Mapping[str, str]]
+) -> Representativeness | None:
     """The first judge's verdicts against all people and each group."""
     if not poll.judges:
         return None

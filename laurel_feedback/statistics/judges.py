@@ -27,7 +27,7 @@ from laurel.measure.judging import (
     preference,
 )
 from laurel.measure.ranking import bradley_terry, kendall_tau_b, spearman
-from laurel_feedback.statistics.votes import Choice, Judged, Poll
+from laurel_feedback.statistics.votes import Choice, JudgeAnswer, Poll
 
 Unit = tuple[str, int, int]
 
@@ -75,11 +75,11 @@ def judge_card(poll: Poll, name: str) -> Judge:
         dict(Counter(final.values())),
         pair_agreement(humans, verdicts),
         pair_agreement(humans, verdicts, ties=False),
-        _with_majority(humans, labels),
+        _agreement_with_majority(humans, labels),
         judge_metrics([verdicts[unit] for unit in both], [humans[unit] for unit in both]),
-        _both_orders(poll.judges[name]),
-        _first_shown(poll.judges[name]),
-        _longer(poll, labels, both),
+        _position_bias(poll.judges[name]),
+        _first_slot_bias(poll.judges[name]),
+        _longer_preferred(poll, labels, both),
         rho,
         tau,
         win_rates(poll, labels),
@@ -96,38 +96,40 @@ def _as_labels(final: Mapping[str, str]) -> dict[Unit, str]:
     return {unit: label for unit, label in labels.items() if label in LABELS}
 
 
-def _longer(poll: Poll, labels: Mapping[Unit, str], units: Sequence[Unit]) -> Interval | None:
+def _longer_preferred(
+    poll: Poll, labels: Mapping[Unit, str], units: Sequence[Unit]
+) -> Interval | None:
     """How often the judge preferred the response with more words."""
     choices = {c.unit: c for c in poll.choices}
     first, second = ([choices[unit].lengths[side] for unit in units] for side in (0, 1))
     return preference([labels[unit] for unit in units], first, second)
 
 
-def by_response(judged: Judged) -> str:
+def status_by_response(judged: JudgeAnswer) -> str:
     """The status as one about responses: a and b are slots as shown, and `order` tells whose."""
     if judged.status not in ("a", "b") or judged.order[:1] != (1,):
         return judged.status
     return "b" if judged.status == "a" else "a"
 
 
-def verdicts_of(answers: Iterable[Judged]) -> dict[str, str]:
+def verdicts_of(answers: Iterable[JudgeAnswer]) -> dict[str, str]:
     """A judge's last word on each item."""
     return {item: verdict_of(given) for item, given in _by_item(answers).items()}
 
 
-def _by_item(answers: Iterable[Judged]) -> dict[str, list[Judged]]:
-    asked: dict[str, list[Judged]] = defaultdict(list)
+def _by_item(answers: Iterable[JudgeAnswer]) -> dict[str, list[JudgeAnswer]]:
+    asked: dict[str, list[JudgeAnswer]] = defaultdict(list)
     for judged in answers:
         asked[judged.item].append(judged)
     return asked
 
 
-def verdict_of(answers: Sequence[Judged]) -> str:
+def verdict_of(answers: Sequence[JudgeAnswer]) -> str:
     """A judge's last word on an item: its valid answers if they agree, else inconsistent.
 
     With none, its failure.
     """
-    statuses = {by_response(judged) for judged in answers}
+    statuses = {status_by_response(judged) for judged in answers}
     valid = statuses & {"a", "b", "tie", "inconsistent"}
     return (
         (valid.pop() if len(valid) == 1 else "inconsistent")
@@ -136,24 +138,24 @@ def verdict_of(answers: Sequence[Judged]) -> str:
     )
 
 
-def _both_orders(answers: Iterable[Judged]) -> PositionBias | None:
+def _position_bias(answers: Iterable[JudgeAnswer]) -> PositionBias | None:
     straight, swapped = [], []
     for given in _by_item(answers).values():
-        by_order = {judged.order[:1]: by_response(judged) for judged in given}
+        by_order = {judged.order[:1]: status_by_response(judged) for judged in given}
         if (0,) in by_order and (1,) in by_order:
             for column, order in ((straight, (0,)), (swapped, (1,))):
                 column.append(by_order[order] if by_order[order] in LABELS else None)
     return position_bias(straight, swapped) if straight else None
 
 
-def _first_shown(answers: Iterable[Judged]) -> SlotBias | None:
+def _first_slot_bias(answers: Iterable[JudgeAnswer]) -> SlotBias | None:
     decided = [judged for judged in answers if judged.order and judged.status in ("a", "b")]
     return clustered_slot_bias(
         [judged.status == "a" for judged in decided], [judged.item for judged in decided]
     )
 
 
-def _with_majority(humans: dict[Unit, list[str]], labels: dict[Unit, str]) -> Agreement:
+def _agreement_with_majority(humans: dict[Unit, list[str]], labels: dict[Unit, str]) -> Agreement:
     rows = [
         (most, labels[unit])
         for unit, votes in humans.items()
@@ -178,8 +180,10 @@ def rank_correlations(
     Spearman's and Kendall's. The scores are Bradley-Terry, ties half a win, without a slot term.
     """
     models = {c.unit: c.models for c in choices}
-    people = _abilities((c.models, c.label) for c in choices)
-    judge = _abilities((models[unit], label) for unit, label in labels.items() if unit in models)
+    people = _model_abilities((c.models, c.label) for c in choices)
+    judge = _model_abilities(
+        (models[unit], label) for unit, label in labels.items() if unit in models
+    )
     names = [] if people is None or judge is None else [name for name in people if name in judge]
     if people is None or judge is None or len(names) < 3:
         return None, None
@@ -187,7 +191,7 @@ def rank_correlations(
     return spearman(x, y), kendall_tau_b(x, y)
 
 
-def _abilities(results: Iterable[tuple[tuple[str, str], str]]) -> dict[str, float] | None:
+def _model_abilities(results: Iterable[tuple[tuple[str, str], str]]) -> dict[str, float] | None:
     rows = [(pair, label) for pair, label in results if all(pair) and pair[0] != pair[1]]
     names = {
         name: k for k, name in enumerate(dict.fromkeys(name for pair, _ in rows for name in pair))

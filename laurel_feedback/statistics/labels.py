@@ -93,21 +93,21 @@ Marks = Mapping[Hashable, tuple[int, int]]
 """Of a person, the right and the wrong answers to gold; who prefers neither is neither."""
 
 
-def labels(ballots: Sequence[PairVote], gold: Marks | None = None) -> Labels:
+def estimate_labels(ballots: Sequence[PairVote], gold: Marks | None = None) -> Labels:
     """All labels together: who can be believed is known from all pairs, and from gold.
 
     Of two votes of one person on a pair the last counts.
     """
     gold, ballots = gold or {}, list({(one.unit, one.person): one for one in ballots}.values())
-    out = frozenset(person for person, (right, wrong) in gold.items() if inverted(right, wrong))
+    out = frozenset(person for person, (right, wrong) in gold.items() if is_inverted(right, wrong))
     units = {unit: n for n, unit in enumerate(dict.fromkeys(one.unit for one in ballots))}
     people = {person: n for n, person in enumerate(dict.fromkeys(one.person for one in ballots))}
     standing = [one for one in ballots if one.person not in out]
     rows = tuple(
         (units[one.unit], people[one.person], int(one.side < 0)) for one in standing if one.side
     )
-    marks = _marks(gold, people, out)
-    chance, reliability, crowd = _believed(rows, marks, list(people))
+    marks = _gold_answers(gold, people, out)
+    chance, reliability, crowd = _estimate_reliabilities(rows, marks, list(people))
     votes = _by_unit(standing, units)
     made = {
         unit: _label(given, chance.get(units[unit], 0.5), reliability, crowd)
@@ -123,7 +123,7 @@ def _by_unit(votes: Iterable[PairVote], units: Iterable[Unit]) -> dict[Unit, lis
     return found
 
 
-def _marks(
+def _gold_answers(
     gold: Marks, people: Mapping[Hashable, int], out: frozenset[Hashable]
 ) -> tuple[tuple[int, int, int], ...]:
     """(0, person, right) for every answer to gold, of people who are not left out."""
@@ -136,7 +136,7 @@ def _marks(
     )
 
 
-def _believed(
+def _estimate_reliabilities(
     rows: tuple[tuple[int, int, int], ...],
     marks: tuple[tuple[int, int, int], ...],
     names: list[Hashable],
@@ -162,7 +162,7 @@ def _label(
     return Label(first, weight, sides[1], sides[-1], sides[0])
 
 
-def inverted(right: int, wrong: int) -> bool:
+def is_inverted(right: int, wrong: int) -> bool:
     """Are there more wrong answers to gold than a guesser gives once in a hundred times?"""
     return right + wrong > 0 and float(binom.sf(wrong - 1, right + wrong, 0.5)) < DOUBT
 
@@ -180,7 +180,7 @@ def gold_side(rating: int | None, ranking: Sequence[int] | None, gold: int | Non
     return 0 if not rating else 1 if (rating <= 2) == (gold == 0) else -1
 
 
-def marked(sides: Iterable[tuple[Hashable, int]]) -> dict[Hashable, tuple[int, int]]:
+def count_gold_sides(sides: Iterable[tuple[Hashable, int]]) -> dict[Hashable, tuple[int, int]]:
     """(person, `gold_side`) of each answer -> `Marks`."""
     counts: dict[Hashable, Counter[int]] = defaultdict(Counter)
     for person, side in sides:
@@ -188,7 +188,9 @@ def marked(sides: Iterable[tuple[Hashable, int]]) -> dict[Hashable, tuple[int, i
     return {person: (count[1], count[-1]) for person, count in counts.items()}
 
 
-def gold_of(session: Session, batches: Sequence[str]) -> dict[Hashable, tuple[int, int]]:
+def gold_answers_in_batches(
+    session: Session, batches: Sequence[str]
+) -> dict[Hashable, tuple[int, int]]:
     """Everybody's answers to the gold of these batches, by the annotator's id.
 
     One that was objected to with success counts as nothing.
@@ -211,12 +213,12 @@ def gold_of(session: Session, batches: Sequence[str]) -> dict[Hashable, tuple[in
         name: (person, gold_side(rating, ranking, gold))
         for name, person, rating, ranking, gold in session.execute(given)
     }
-    return marked(last.values())
+    return count_gold_sides(last.values())
 
 
-def gold_among(ballots: Iterable[Ballot]) -> dict[Hashable, tuple[int, int]]:
+def gold_answers_in_ballots(ballots: Iterable[Ballot]) -> dict[Hashable, tuple[int, int]]:
     """The same of ballots, by pseudonym."""
-    return marked(
+    return count_gold_sides(
         (b.annotator, gold_side(b.rating, b.ranking, b.gold)) for b in ballots if b.kind in GOLD
     )
 
@@ -226,14 +228,14 @@ SIDES = {"a": 1.0, "tie": 0.0, "b": -1.0}
 
 def labels_of(poll: Poll) -> Labels:
     """The labels that an export of these votes writes."""
-    return labels(
+    return estimate_labels(
         [PairVote(c.unit, c.annotator, SIDES[c.label]) for c in poll.choices],
-        gold_among(poll.ballots),
+        gold_answers_in_ballots(poll.ballots),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
+class LabelQuality:
     """What the labels of a poll are worth.
 
     pairs: with a strict majority of all decisive votes. against_majority: labels for the other
@@ -258,10 +260,10 @@ class Worth:
         }
         made["left_out"] = list(self.left_out)
         made["soft_label"] = "the chance that a further annotator, who decides, prefers chosen"
-        return made | scored(self.held_out)
+        return made | held_out_figures(self.held_out)
 
 
-def scored(found: HeldOut | None) -> dict[str, Any]:
+def held_out_figures(found: HeldOut | None) -> dict[str, Any]:
     """Held-out log loss and the reliability table as JSON.
 
     Both None where nothing could be held out.
@@ -287,8 +289,10 @@ def _bin(row: Bin) -> dict[str, float]:
     return {**bounds, "found": came.value, "low": came.low, "high": came.high}
 
 
-def worth(poll: Poll, made: Labels, *, seeds: Sequence[int] = (0, 1, 2)) -> Worth | None:
-    """See `Worth`, of the poll's `labels_of`.
+def label_quality(
+    poll: Poll, made: Labels, *, seeds: Sequence[int] = (0, 1, 2)
+) -> LabelQuality | None:
+    """See `LabelQuality`, of the poll's `labels_of`.
 
     None where no pair was voted on. seeds: of the draws of votes to hold out.
     """
@@ -310,7 +314,7 @@ def worth(poll: Poll, made: Labels, *, seeds: Sequence[int] = (0, 1, 2)) -> Wort
     undecided = sum(not (count[1] or count[-1]) for count in every.values())
     pairs = sum(lead != 0 for lead in gap.values())
     left_out = tuple(sorted(map(str, made.left_out)))
-    return Worth(
+    return LabelQuality(
         pairs,
         len(against) - overruled,
         overruled,

@@ -25,7 +25,13 @@ from laurel.core.files import write_atomic
 from laurel_feedback.statistics.analysis import Analysis, analyse
 from laurel_feedback.statistics.batches import exposure, summaries
 from laurel_feedback.statistics.demographics import Reference, demographics_of
-from laurel_feedback.statistics.sections import Section, harm, people, sections, state
+from laurel_feedback.statistics.sections import (
+    Section,
+    demographics_sections,
+    harm_section,
+    progress_section,
+    sections,
+)
 from laurel_feedback.statistics.votes import batch_poll, file_polls
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Batch
@@ -58,14 +64,14 @@ def report(
             raise UsageError("no such folder.", where=str(out.parent), fix="Make it first.")
         if out.is_dir():
             raise UsageError("this is a folder.", where=str(out), fix="Name a file in it.")
-    found = read(source, reference)
+    found = read_chapters(source, reference)
     chapters = [(name, parts) for name, parts, _ in found]
     if out is not None:
         write_atomic(out, page(chapters, str(source)).encode("utf-8", "replace"))
-    return figures(found) if as_json else text(chapters)
+    return report_figures(found) if as_json else text_report(chapters)
 
 
-def figures(found: list[Read]) -> str:
+def report_figures(found: list[Read]) -> str:
     """As JSON: of each batch its name, every figure of the analysis, and the tables as words.
 
     Several are the list `chapters`.
@@ -81,17 +87,19 @@ def figures(found: list[Read]) -> str:
             for part in parts
         ]
         made.append({**plain, "name": name, "labels": labels, "tables": tables})
-    return json.dumps(made[0] if len(made) == 1 else {"chapters": made}, indent=2, default=_plain)
+    return json.dumps(
+        made[0] if len(made) == 1 else {"chapters": made}, indent=2, default=_as_python_numbers
+    )
 
 
-def _plain(value: object) -> object:
+def _as_python_numbers(value: object) -> object:
     """numpy's numbers as Python's."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} is no JSON")
 
 
-def read(source: str | Path, reference: Reference | None = None) -> list[Read]:
+def read_chapters(source: str | Path, reference: Reference | None = None) -> list[Read]:
     """Each batch, or published set of votes, with its tables and the analysis that they show."""
     address = str(source)
     path = Path(address.removeprefix("sqlite:///")).expanduser()
@@ -133,15 +141,17 @@ def _batches(store: Store, reference: Reference | None) -> list[Read]:
     for batch in batches:
         poll = batch_poll(store, batch)
         analysis = analyse(poll)
-        made = [state(summaries(store, batch)[0]), *sections(analysis)]
+        made = [progress_section(summaries(store, batch)[0]), *sections(analysis)]
         exposed = exposure(store, batch)
-        made += [harm(exposed)] if exposed else []
-        made += people(demographics_of(store, poll, reference, actor="operator, report"))
+        made += [harm_section(exposed)] if exposed else []
+        made += demographics_sections(
+            demographics_of(store, poll, reference, actor="operator, report")
+        )
         found.append((poll.name, made, analysis))
     return found
 
 
-def text(chapters: list[Chapter]) -> str:
+def text_report(chapters: list[Chapter]) -> str:
     """Tables of at most 100 columns, without colours."""
     sink = io.StringIO()
     console = Console(

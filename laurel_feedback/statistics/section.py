@@ -31,41 +31,47 @@ class Section:
         return "".join(c if c.isalnum() else "-" for c in self.title.lower())
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number_text(value: float | None, digits: int = 3) -> str:
     """0.533, or a dash for what is not known."""
     return NONE if value is None else f"{value:.{digits}f}"
 
 
-def percent(value: float | None) -> str:
+def percent_text(value: float | None) -> str:
     """53.3 %"""
     return NONE if value is None else f"{100 * value:.1f} %"
 
 
-def span(found: Interval | Agreement | None, show: Callable[[float | None], str] = number) -> str:
+def bounds_text(
+    found: Interval | Agreement | None, show: Callable[[float | None], str] = number_text
+) -> str:
     """The bounds of an interval."""
     return (
         NONE if found is None or found.low is None else f"{show(found.low)} to {show(found.high)}"
     )
 
 
-def chance(p: float | None) -> str:
+def p_value_text(p: float | None) -> str:
     """A p-value."""
     return NONE if p is None else f"{p:.0e}" if p < 0.001 else f"{p:.3f}"
 
 
 def slot_bias_text(bias: SlotBias | None) -> str:
     """53.3 % (52.0 % to 54.6 %, n = 5460, p = 1e-06)"""
-    return NONE if bias is None else f"{interval_text(bias.share)[:-1]}, p = {chance(bias.p)})"
+    return (
+        NONE if bias is None else f"{interval_text(bias.share)[:-1]}, p = {p_value_text(bias.p)})"
+    )
 
 
 def interval_text(found: Interval | None) -> str:
     """53.3 % (52.0 % to 54.6 %, n = 5460)"""
     return (
-        NONE if found is None else f"{percent(found.value)} ({span(found, percent)}, n = {found.n})"
+        NONE
+        if found is None
+        else f"{percent_text(found.value)} ({bounds_text(found, percent_text)}, n = {found.n})"
     )
 
 
-def table(
+def make_section(
     title: str, columns: str, rows: Iterable[Iterable[str]], note: str = "", words: str = ""
 ) -> Section:
     """A section of columns "a|b|c"; `words`: those that hold text, the first if none is named."""

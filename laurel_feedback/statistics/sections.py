@@ -11,38 +11,39 @@ from laurel.measure.intervals import Interval
 from laurel.measure.judging import SlotBias
 from laurel.measure.population import PUBLISHED
 from laurel.measure.preference_shares import HeldOut
-from laurel_feedback.statistics.analysis import Analysis, Pay, Skill
-from laurel_feedback.statistics.batches import Cost, Exposure, Summary
+from laurel_feedback.statistics.analysis import Analysis, AnnotatorSkill, HourlyPay
+from laurel_feedback.statistics.batches import BatchSummary, Cost, HarmExposure
 from laurel_feedback.statistics.demographics import Demographics
 from laurel_feedback.statistics.judges import Judge
-from laurel_feedback.statistics.labels import Worth
+from laurel_feedback.statistics.labels import LabelQuality
 from laurel_feedback.statistics.section import (
     NONE,
     Section,
-    chance,
+    bounds_text,
     interval_text,
-    number,
-    percent,
+    make_section,
+    number_text,
+    p_value_text,
+    percent_text,
     slot_bias_text,
-    span,
-    table,
 )
 from laurel_feedback.statistics.votes import MTBENCH
 
 
 def sections(found: Analysis) -> list[Section]:
     """All of an analysis, the most important first."""
-    made = [facts(found), agreement(found.agreement)]
+    made = [facts_section(found), agreement_section(found.agreement)]
     if found.pairs:
         rows = [
-            (one, two, number(k.value), span(k), str(k.n), k.reason) for one, two, k in found.pairs
+            (one, two, number_text(k.value), bounds_text(k), str(k.n), k.reason)
+            for one, two, k in found.pairs
         ]
         note = (
             "Pairs of annotators who share at least ten items, those that share most. Linear"
             " weights."
         )
         made.append(
-            table(
+            make_section(
                 "Cohen's kappa of pairs",
                 "first|second|kappa|95 % interval|n|note",
                 rows,
@@ -50,37 +51,37 @@ def sections(found: Analysis) -> list[Section]:
                 "first|second|note",
             )
         )
-    made += [labels(found.worth)] if found.worth is not None else []
-    made += [models(found), *(judge(found, card) for card in found.judges)]
+    made += [labels_section(found.worth)] if found.worth is not None else []
+    made += [models_section(found), *(judge_section(found, card) for card in found.judges)]
     if found.skills:
-        made += [skill(found.skills), panel(found.panel)]
+        made += [skill_section(found.skills), low_effort_section(found.panel)]
     if found.pay is not None:
-        made.append(pay(found.pay))
+        made.append(pay_section(found.pay))
     return made
 
 
-def facts(found: Analysis) -> Section:
+def facts_section(found: Analysis) -> Section:
     """Counts, the pull of the first slot and of length."""
     total = sum(found.labels.values()) or 1
     rows = [
         ("votes", f"{found.votes:,} on {found.items:,} items by {found.annotators:,} annotators"),
-        ("ties", percent(found.labels.get("tie", 0) / total) if found.labels else NONE),
+        ("ties", percent_text(found.labels.get("tie", 0) / total) if found.labels else NONE),
         ("the first slot wins", slot_bias_text(found.slots)),
         ("the longer response wins", interval_text(found.longer)),
     ]
     if found.thumbs is not None:
         rows.append(("thumbs up on single answers", interval_text(found.thumbs)))
     note = " ".join(["Shares of wins leave ties out; 50 % would be no pull.", *found.notes])
-    return table("Votes", "what|figure", rows, note, "what|figure")
+    return make_section("Votes", "what|figure", rows, note, "what|figure")
 
 
-def agreement(found: dict[str, Agreement]) -> Section:
+def agreement_section(found: dict[str, Agreement]) -> Section:
     """Coefficients, or why they are undefined."""
     rows = [
         (
             name,
-            "undefined" if a.value is None else number(a.value),
-            span(a),
+            "undefined" if a.value is None else number_text(a.value),
+            bounds_text(a),
             f"{a.n:,}",
             f"because {a.reason}" if a.value is None else a.reason,
         )
@@ -90,12 +91,12 @@ def agreement(found: dict[str, Agreement]) -> Section:
         "1 is full agreement; for kappa, alpha and AC1 0 is what chance gives. Intervals resample"
         " items; n counts items, or pairs of votes."
     )
-    return table(
+    return make_section(
         "Agreement", "coefficient|value|95 % interval|n|note", rows, note, "coefficient|note"
     )
 
 
-def labels(found: Worth) -> Section:
+def labels_section(found: LabelQuality) -> Section:
     """What an export of these votes would say, and how true it is of votes that it has not seen."""
     rows = [
         ("pairs with a strict majority", f"{found.pairs:,}", ""),
@@ -107,7 +108,7 @@ def labels(found: Worth) -> Section:
         ),
         ("pairs split evenly, pairs with ties only", f"{found.even:,}, {found.undecided:,}", ""),
     ]
-    rows += scores(found.held_out)
+    rows += held_out_score_cells(found.held_out)
     note = (
         "A label is the chance that a further annotator, who decides and is like those who voted,"
         " prefers the response. "
@@ -116,10 +117,10 @@ def labels(found: Worth) -> Section:
         "Log loss is of one vote of each pair with three or more, foretold from all other votes; a"
         " smaller one is better."
     )
-    return table("Labels", "what|figure|note", rows, note, "what|note")
+    return make_section("Labels", "what|figure|note", rows, note, "what|note")
 
 
-def scores(found: HeldOut | None) -> list[tuple[str, str, str]]:
+def held_out_score_cells(found: HeldOut | None) -> list[tuple[str, str, str]]:
     """Held-out log loss and the reliability of what labels say."""
     if found is None:
         return [("log loss of a held-out vote", NONE, "no pair has three votes that decide")]
@@ -139,17 +140,17 @@ def scores(found: HeldOut | None) -> list[tuple[str, str, str]]:
     return rows + [
         (
             f"labels that say {row.confidence:.2f}, found",
-            number(row.frequency.value),
-            f"{span(row.frequency)}, n = {row.count:,}",
+            number_text(row.frequency.value),
+            f"{bounds_text(row.frequency)}, n = {row.count:,}",
         )
         for row in found.table
     ]
 
 
-def models(found: Analysis) -> Section:
+def models_section(found: Analysis) -> Section:
     """Bradley-Terry scores, best first."""
     if not found.models.scores:
-        return table(
+        return make_section(
             "Scores of the models", "model|score", (), f"No scores: {found.models.reason}."
         )
     rows = [
@@ -174,7 +175,7 @@ def models(found: Analysis) -> Section:
             f"freed from the first slot's pull of {pull.value:.0f} points ({pull.low:.0f} to"
             f" {pull.high:.0f})"
         )
-    return table(
+    return make_section(
         "Scores of the models",
         "model|score|95 % interval|won|tied|lost",
         rows,
@@ -185,10 +186,10 @@ def models(found: Analysis) -> Section:
 def _share(found: Agreement) -> tuple[str, str, str]:
     if found.value is None:
         return "undefined", NONE, f"because {found.reason}"
-    return f"{round(found.value * found.n)}/{found.n} = {found.value:.4f}", span(found), ""
+    return f"{round(found.value * found.n)}/{found.n} = {found.value:.4f}", bounds_text(found), ""
 
 
-def judge(found: Analysis, card: Judge) -> Section:
+def judge_section(found: Analysis, card: Judge) -> Section:
     """A judge beside people, with the agreement among people as the ceiling."""
     rows = [
         *_agreement_rows(found, card),
@@ -197,7 +198,7 @@ def judge(found: Analysis, card: Judge) -> Section:
         *_length_rows(found, card),
         *_model_rows(card),
     ]
-    return table(
+    return make_section(
         f"Judge {card.name} beside people", "what|figure|95 % interval|note", rows, "", "what|note"
     )
 
@@ -226,15 +227,15 @@ def _agreement_rows(found: Analysis, card: Judge) -> list[Cells]:
 def _majority_rows(card: Judge) -> list[Cells]:
     """A judge with the majority of people, and how many of its verdicts are valid."""
     k, m = card.kappa, card.metrics
-    kappa = "undefined" if k.value is None else number(k.value)
+    kappa = "undefined" if k.value is None else number_text(k.value)
     note = m.reason if m.agreement is None else f"n = {m.n}"
     valid = sum(card.statuses.get(s, 0) for s in ("a", "b", "tie", "inconsistent"))
     counted = ", ".join(f"{n} {s}" for s, n in sorted(card.statuses.items()))
     return [
-        ("kappa with people's majority", kappa, span(k), k.reason or f"n = {k.n}"),
-        ("with the majority of all people but one", percent(m.agreement), NONE, note),
-        ("the same, a person with the others", percent(card.ceiling), NONE, "the ceiling"),
-        ("its majority against people's (bias)", percent(m.bias), NONE, ""),
+        ("kappa with people's majority", kappa, bounds_text(k), k.reason or f"n = {k.n}"),
+        ("with the majority of all people but one", percent_text(m.agreement), NONE, note),
+        ("the same, a person with the others", percent_text(card.ceiling), NONE, "the ceiling"),
+        ("its majority against people's (bias)", percent_text(m.bias), NONE, ""),
         ("valid verdicts", f"{valid}/{sum(card.statuses.values())}", NONE, counted),
     ]
 
@@ -245,11 +246,18 @@ def _slot_rows(card: Judge) -> list[Cells]:
     if card.both is not None and card.both.consistency is not None:
         same, pairs = card.both.consistency, f"n = {card.both.pairs}"
         rows.append(
-            ("same verdict in both orders", percent(same.value), span(same, percent), pairs)
+            (
+                "same verdict in both orders",
+                percent_text(same.value),
+                bounds_text(same, percent_text),
+                pairs,
+            )
         )
     if card.first is not None:
-        share, p = card.first.share, f"p = {chance(card.first.p)}"
-        rows.append(("the first slot wins", percent(share.value), span(share, percent), p))
+        share, p = card.first.share, f"p = {p_value_text(card.first.p)}"
+        rows.append(
+            ("the first slot wins", percent_text(share.value), bounds_text(share, percent_text), p)
+        )
     return rows
 
 
@@ -258,10 +266,19 @@ def _length_rows(found: Analysis, card: Judge) -> list[Cells]:
     rows = []
     if card.longer is not None:
         share, what = card.longer, "the longer response wins, by the judge"
-        rows.append((what, percent(share.value), span(share, percent), f"n = {share.n}"))
+        rows.append(
+            (what, percent_text(share.value), bounds_text(share, percent_text), f"n = {share.n}")
+        )
     if found.longer is not None:
         share, note = found.longer, "what a judge that picks the longer one scores"
-        rows.append(("the same, by people", percent(share.value), span(share, percent), note))
+        rows.append(
+            (
+                "the same, by people",
+                percent_text(share.value),
+                bounds_text(share, percent_text),
+                note,
+            )
+        )
     return rows
 
 
@@ -275,11 +292,11 @@ def _model_rows(card: Judge) -> list[Cells]:
         if r is not None:
             value = "undefined" if r.value is None else f"{r.value:.4f}"
             note = r.reason or f"n = {r.n} models" + ", too few" * (r.n < 10)
-            rows.append((name, value, span(r), note))
+            rows.append((name, value, bounds_text(r), note))
     for name, p in card.rates.items():
-        alone = f"people alone {percent(p.human.value)} ({span(p.human, percent)})"
+        alone = f"people alone {percent_text(p.human.value)} ({bounds_text(p.human, percent_text)})"
         what, rate = f"win rate of {name}, with the judge's help", p.estimate
-        rows.append((what, percent(rate.value), span(rate, percent), alone))
+        rows.append((what, percent_text(rate.value), bounds_text(rate, percent_text), alone))
     return rows
 
 
@@ -290,14 +307,14 @@ MTBENCH_SHOWN = tuple(
 )
 
 
-def skill(found: Iterable[Skill]) -> Section:
+def skill_section(found: Iterable[AnnotatorSkill]) -> Section:
     """One line for each annotator."""
     rows = [
         (
             s.annotator + " (left out)" * s.left_out,
             f"{s.votes:,}",
-            percent(s.reliability),
-            percent(s.ties),
+            percent_text(s.reliability),
+            percent_text(s.ties),
             _marks(s.gold),
             _marks(s.repeats),
             _first(s.slots),
@@ -313,7 +330,9 @@ def skill(found: Iterable[Skill]) -> Section:
         " out of all labels. "
     )
     note += "Repeats: the same answer when the slots are swapped. First: wins of the first slot."
-    return table("Annotators", "annotator|votes|reliable|ties|gold|repeats|first", rows, note)
+    return make_section(
+        "Annotators", "annotator|votes|reliable|ties|gold|repeats|first", rows, note
+    )
 
 
 def _marks(found: Interval | None) -> str:
@@ -321,7 +340,7 @@ def _marks(found: Interval | None) -> str:
 
 
 def _first(found: SlotBias | None) -> str:
-    return NONE if found is None else percent(found.share.value)
+    return NONE if found is None else percent_text(found.share.value)
 
 
 HEADINGS = {
@@ -337,7 +356,7 @@ HEADINGS = {
 }
 
 
-def sign(name: str, found: Signal) -> str:
+def signal_text(name: str, found: Signal) -> str:
     """One sign as it is shown; "!" where it stands out."""
     if found.value is None:
         return NONE
@@ -352,17 +371,17 @@ def sign(name: str, found: Signal) -> str:
     return shown + " !" * found.flag
 
 
-def panel(found: Iterable[Signals]) -> Section:
+def low_effort_section(found: Iterable[Signals]) -> Section:
     """The signs side by side."""
     rows = [
-        (str(s.annotator), f"{s.n:,}", *(sign(name, getattr(s, name)) for name in SIGNS))
+        (str(s.annotator), f"{s.n:,}", *(signal_text(name, getattr(s, name)) for name in SIGNS))
         for s in found
     ]
     note = (
         "! means: look at this. No sign sees every kind of cheating and honest people stand out"
         " too; nothing follows from a flag by itself."
     )
-    return table(
+    return make_section(
         "Signs of low effort",
         "annotator|votes|" + "|".join(HEADINGS[name] for name in SIGNS),
         rows,
@@ -370,7 +389,7 @@ def panel(found: Iterable[Signals]) -> Section:
     )
 
 
-def pay(found: Pay) -> Section:
+def pay_section(found: HourlyPay) -> Section:
     """Pay per hour at work."""
     floor = f"floor {found.floor:.2f}"
     rows = [
@@ -402,10 +421,10 @@ def pay(found: Pay) -> Section:
             )
             for name, rate in lowest
         ]
-    return table("Pay per hour of active time", "what|figure|note", rows, "", "what|note")
+    return make_section("Pay per hour of active time", "what|figure|note", rows, "", "what|note")
 
 
-def state(found: Summary) -> Section:
+def progress_section(found: BatchSummary) -> Section:
     """Progress and cost."""
     money = found.settings.currency
     rows = [
@@ -417,17 +436,17 @@ def state(found: Summary) -> Section:
         ("held for words that tell the writer", f"{found.held:,}"),
         ("cost so far, expected in all", f"{found.spent:,.2f}, {found.expected:,.2f} {money}"),
     ]
-    return table("Progress and cost", "what|figure", rows, "", "what|figure")
+    return make_section("Progress and cost", "what|figure", rows, "", "what|figure")
 
 
-def cost(found: Iterable[Cost], currency: str) -> Section:
+def cost_section(found: Iterable[Cost], currency: str) -> Section:
     """What each person's work costs."""
     rows = [
         (
             c.annotator,
             f"{c.answered:,}",
             f"{c.distressing:,}" + " !" * c.odd,
-            number(c.seconds, 1),
+            number_text(c.seconds, 1),
             f"{c.paid:,.2f} {currency}",
         )
         for c in found
@@ -437,7 +456,7 @@ def cost(found: Iterable[Cost], currency: str) -> Section:
         " so, or faster than anything is read. "
     )
     note += "They are paid all the same: people must be free to skip what distresses them."
-    return table(
+    return make_section(
         "What each person costs",
         "annotator|answered|too distressing|seconds to the skip|paid",
         rows,
@@ -445,7 +464,7 @@ def cost(found: Iterable[Cost], currency: str) -> Section:
     )
 
 
-def harm(found: Iterable[Exposure]) -> Section:
+def harm_section(found: Iterable[HarmExposure]) -> Section:
     """What annotators were shown that is hard to read."""
     rows = [
         (
@@ -458,7 +477,7 @@ def harm(found: Iterable[Exposure]) -> Section:
         )
         for e in found
     ]
-    return table(
+    return make_section(
         "Exposure to harm",
         "annotator|samples|last day|too distressing|kinds|opted out of",
         rows,
@@ -467,7 +486,7 @@ def harm(found: Iterable[Exposure]) -> Section:
     )
 
 
-def people(found: Demographics) -> list[Section]:
+def demographics_sections(found: Demographics) -> list[Section]:
     """Composition, published groups, group differences."""
     made = []
     for part in found.composition:
@@ -480,23 +499,25 @@ def people(found: Demographics) -> list[Section]:
             (
                 name,
                 str(part.counts.get(name) or "hidden"),
-                percent(share),
-                percent(part.reference.get(name)) if part.reference else NONE,
+                percent_text(share),
+                percent_text(part.reference.get(name)) if part.reference else NONE,
             )
             for name, share in part.shares.items()
         ]
         note = (
             "Distance to the reference (share of people who would have to be others):"
-            f" {number(part.distance)}."
+            f" {number_text(part.distance)}."
             if part.distance is not None
             else ""
         )
         note += (
-            f" Chi-squared {part.chi.statistic:.2f}, p = {chance(part.chi.p)}." if part.chi else ""
+            f" Chi-squared {part.chi.statistic:.2f}, p = {p_value_text(part.chi.p)}."
+            if part.chi
+            else ""
         )
         note += f" {part.reason[:1].upper()}{part.reason[1:]}." if part.reason else ""
         made.append(
-            table(
+            make_section(
                 f"People by {part.question}",
                 "answer|people|share|reference",
                 [*rows, *shown],
@@ -514,9 +535,9 @@ def _groups(found: Demographics) -> list[Section]:
                 f"{g.question}: {g.answer}",
                 str(g.people),
                 f"{g.votes:,}",
-                number(g.nearness),
+                number_text(g.nearness),
                 _first(g.slots),
-                percent(g.longer.value if g.longer else None),
+                percent_text(g.longer.value if g.longer else None),
             )
             for g in found.groups
         ]
@@ -525,7 +546,7 @@ def _groups(found: Demographics) -> list[Section]:
             " small groups look farther by chance."
         )
         made.append(
-            table(
+            make_section(
                 "Groups beside everybody",
                 "group|people|votes|nearness|first slot|longer",
                 rows,
@@ -535,21 +556,21 @@ def _groups(found: Demographics) -> list[Section]:
     j = found.judge
     if j is not None and j.overall is not None:
         rows = [
-            ("everybody", number(j.overall)),
-            *((name, number(value)) for name, value in j.per_group.items()),
+            ("everybody", number_text(j.overall)),
+            *((name, number_text(value)) for name, value in j.per_group.items()),
         ]
         note = (
-            f"People's own groups to everybody: mean {number(j.mean)}, least {number(j.worst)}"
-            f" ({j.worst_group})."
+            f"People's own groups to everybody: mean {number_text(j.mean)},"
+            f" least {number_text(j.worst)} ({j.worst_group})."
             if j.worst is not None
             else j.reason
         )
-        made.append(table("The judge's nearness to people", "group|nearness", rows, note))
+        made.append(make_section("The judge's nearness to people", "group|nearness", rows, note))
     if found.raking is not None:
         effective = found.raking.effective
         rows = [("people count as", NONE if effective is None else f"{effective:.1f}")]
         made.append(
-            table(
+            make_section(
                 "Weighing people to the reference",
                 "what|figure",
                 rows,
@@ -563,7 +584,7 @@ def _groups(found: Demographics) -> list[Section]:
 def published(found: Demographics) -> Section:
     """Who rated for published data, with ours first."""
     ours = [
-        f"{percent(share)} {answer}"
+        f"{percent_text(share)} {answer}"
         for part in found.composition
         for answer, share in list(part.shares.items())[:2]
         if part.shares
@@ -582,7 +603,7 @@ def published(found: Demographics) -> Section:
             (group.name, str(group.labelers or NONE), str(group.answered or NONE), shares or NONE)
         )
     note = "As listed by Kirk et al. 2024 (PRISM, arXiv:2404.16019)."
-    return table(
+    return make_section(
         "Labelers beside published ones",
         "data|labelers|answered|known of them",
         rows,

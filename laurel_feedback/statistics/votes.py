@@ -97,7 +97,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgeAnswer:
     """A model's answer about an item.
 
     status is a or b (the first or the second as shown), tie, inconsistent, invalid or error.
@@ -118,7 +118,7 @@ class Poll:
 
     name: str
     ballots: Sequence[Ballot]
-    judges: dict[str, list[Judged]] = field(default_factory=dict)
+    judges: dict[str, list[JudgeAnswer]] = field(default_factory=dict)
     settings: BatchSettings | None = None
     notes: tuple[str, ...] = ()
     models: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -281,16 +281,16 @@ def _ballot(row: Any, item: _Item, gold: int | None) -> Ballot:
     )
 
 
-def _verdicts(session: Session, batch_id: int) -> dict[str, list[Judged]]:
+def _verdicts(session: Session, batch_id: int) -> dict[str, list[JudgeAnswer]]:
     """judge -> its verdicts on the batch's items."""
-    judges: dict[str, list[Judged]] = defaultdict(list)
+    judges: dict[str, list[JudgeAnswer]] = defaultdict(list)
     verdicts = (
         select(Verdict.item_id, Verdict.judge, Verdict.status, Verdict.order)
         .join(Item)
         .where(Item.batch_id == batch_id)
     )
     for row in session.execute(verdicts.order_by(Verdict.id)):
-        judges[row.judge].append(Judged(row.item_id, row.status, tuple(row.order)))
+        judges[row.judge].append(JudgeAnswer(row.item_id, row.status, tuple(row.order)))
     return dict(judges)
 
 
@@ -325,9 +325,9 @@ def file_polls(path: Path) -> list[Poll]:
     """
     folder = path if path.is_dir() else path.parent
     if (folder / "crowd-comparisons.csv").is_file():
-        return [llmfao(folder)]
+        return [read_llmfao(folder)]
     if (folder / "human.jsonl").is_file():
-        return mtbench(folder)
+        return read_mtbench(folder)
     fix = (
         "Give a laurel feedback database, or a folder with crowd-comparisons.csv (LLMFAO) or"
         " human.jsonl (MT-Bench)."
@@ -335,7 +335,7 @@ def file_polls(path: Path) -> list[Poll]:
     raise UsageError("there are no votes here that laurel knows.", where=str(path), fix=fix)
 
 
-def llmfao(folder: Path) -> Poll:
+def read_llmfao(folder: Path) -> Poll:
     """Read LLMFAO's crowd-comparisons.csv (id, left, right, winner, worker).
 
     pairs-crowd.jsonl and the models' own verdicts are read too where they exist.
@@ -370,10 +370,10 @@ def llmfao(folder: Path) -> Poll:
     return Poll("LLMFAO", ballots, judges)
 
 
-def _llmfao_verdicts(path: Path) -> list[Judged]:
+def _llmfao_verdicts(path: Path) -> list[JudgeAnswer]:
     status = {"left": "a", "right": "b", "tie": "tie"}
     rows = _csv(path, ("id", "winner"))
-    return [Judged(row["id"], status.get(row["winner"], "invalid")) for row in rows]
+    return [JudgeAnswer(row["id"], status.get(row["winner"], "invalid")) for row in rows]
 
 
 MTBENCH = ("GPT-4 with a person", 0.66, 0.85), ("a person with a person", 0.63, 0.81)
@@ -383,12 +383,12 @@ arXiv:2306.05685, table 5.
 """
 
 
-def mtbench(folder: Path) -> list[Poll]:
+def read_mtbench(folder: Path) -> list[Poll]:
     """human.jsonl and gpt4_pair.jsonl, one poll for each turn; (x, y) and (y, x) are one item.
 
     The authors' own votes are left out.
     """
-    polls: dict[str, tuple[list[Ballot], list[Judged], list[str]]] = defaultdict(
+    polls: dict[str, tuple[list[Ballot], list[JudgeAnswer], list[str]]] = defaultdict(
         lambda: ([], [], [])
     )
     for file, human in (("human.jsonl", True), ("gpt4_pair.jsonl", False)):
@@ -398,7 +398,7 @@ def mtbench(folder: Path) -> list[Poll]:
             who = str(row["judge"])
             if not human:
                 status = "inconsistent" if "inconsistent" in row["winner"] else label
-                judged.append(Judged(item, status, ()))
+                judged.append(JudgeAnswer(item, status, ()))
             elif who.startswith("author"):
                 left_out.append(who)
             else:

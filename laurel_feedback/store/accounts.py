@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.orm import Session
 
 from laurel.core.errors import UsageError
-from laurel_feedback.store.assign import ANSWERED, DISTRESSING, Refused, give_back
+from laurel_feedback.store.assign import ANSWERED, DISTRESSING, Refused, release_reservation
 from laurel_feedback.store.audit import record
 from laurel_feedback.store.database import Store, changed_rows
 from laurel_feedback.store.tables import (
@@ -48,7 +48,7 @@ They agreed to what the application told them, and have no login here.
 HASHER = PasswordHasher()
 
 
-class Who(NamedTuple):
+class CurrentLogin(NamedTuple):
     """A login as a request needs it."""
 
     annotator: int | None
@@ -56,7 +56,7 @@ class Who(NamedTuple):
     csrf: str
 
 
-def digest_of(token: str) -> str:
+def secret_digest(token: str) -> str:
     """What is stored of a secret: its SHA-256.
 
     Tokens have 256 random bits, so nothing slower is needed.
@@ -64,7 +64,7 @@ def digest_of(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def invite(
+def invite_annotator(
     store: Store,
     person: str = "",
     *,
@@ -87,7 +87,7 @@ def invite(
         session.flush()
         session.add(
             Invite(
-                digest=digest_of(token),
+                digest=secret_digest(token),
                 annotator_id=annotator.id,
                 expires=store.now() + days * 86400,
             )
@@ -96,13 +96,13 @@ def invite(
     return pseudonym, token
 
 
-def accept(store: Store, token: str) -> str:
+def accept_invitation(store: Store, token: str) -> str:
     """Exchange an invitation for a session's cookie.
 
     It works once; used, expired and unknown ones are refused alike.
     """
     with store.write() as session:
-        found = session.get(Invite, digest_of(token))
+        found = session.get(Invite, secret_digest(token))
         if found is None or found.used_at is not None or found.expires < store.now():
             raise Refused(
                 "this invitation is unknown, used or expired.", status=403, fix="Ask for a new one."
@@ -131,10 +131,10 @@ def shown_code(store: Store, annotator_id: int, cookie: str) -> str:
     code = code_of(cookie)
     with store.read() as session:
         stored_digest = session.get_one(Annotator, annotator_id).code
-    return code if stored_digest == digest_of(code) else ""
+    return code if stored_digest == secret_digest(code) else ""
 
 
-def come_back(store: Store, given: str) -> str:
+def log_in_again(store: Store, given: str) -> str:
     """A session's cookie for a code, however it was written.
 
     It works as often as wanted, on every device, until there is a new one.
@@ -142,7 +142,7 @@ def come_back(store: Store, given: str) -> str:
     plain = "".join(c for c in given.upper() if c.isalnum()).translate(str.maketrans("018", "OIB"))
     code = "-".join(plain[i : i + 4] for i in range(0, len(plain), 4))
     with store.write() as session:
-        annotator = session.scalar(select(Annotator).where(Annotator.code == digest_of(code)))
+        annotator = session.scalar(select(Annotator).where(Annotator.code == secret_digest(code)))
         if annotator is None or annotator.state in ("withdrawn", "erased"):
             fix = (
                 "Check it letter by letter, or ask the coordinator for a new invitation: your"
@@ -152,7 +152,7 @@ def come_back(store: Store, given: str) -> str:
         return log_in_as(session, store.now(), SESSION_HOURS, annotator_id=annotator.id)
 
 
-def new_code(store: Store, annotator_id: int) -> str:
+def renew_return_code(store: Store, annotator_id: int) -> str:
     """A new session with a code of its own.
 
     The old code and all other sessions of the annotator end.
@@ -167,11 +167,11 @@ def new_code(store: Store, annotator_id: int) -> str:
 def login_with_code(session: Session, annotator: Annotator, now: float) -> str:
     """A new session of an annotator, whose code is this session's from now on; its cookie."""
     cookie = log_in_as(session, now, SESSION_HOURS, annotator_id=annotator.id)
-    annotator.code = digest_of(code_of(cookie))
+    annotator.code = secret_digest(code_of(cookie))
     return cookie
 
 
-def renew(store: Store, pseudonym: str, *, actor: str, days: float = INVITE_DAYS) -> str:
+def renew_invitation(store: Store, pseudonym: str, *, actor: str, days: float = INVITE_DAYS) -> str:
     """A new invitation for someone who lost session and code; the old ones end."""
     token = secrets.token_urlsafe(32)
     with store.write() as session:
@@ -188,7 +188,7 @@ def renew(store: Store, pseudonym: str, *, actor: str, days: float = INVITE_DAYS
         annotator.code = ""
         session.add(
             Invite(
-                digest=digest_of(token),
+                digest=secret_digest(token),
                 annotator_id=annotator.id,
                 expires=store.now() + days * 86400,
             )
@@ -236,7 +236,7 @@ def add_admin(store: Store, name: str, password: str) -> None:
         record(session, "operator", "password", f"coordinator {name}", store.now())
 
 
-def admit(store: Store, name: str, password: str) -> str:
+def log_in_admin(store: Store, name: str, password: str) -> str:
     """A coordinator's session for a name and its password.
 
     Unknown names take as long as wrong passwords.
@@ -265,7 +265,7 @@ def log_in_as(session: Session, now: float, hours: float, **owner: Any) -> str:
     cookie = secrets.token_urlsafe(32)
     session.add(
         Login(
-            digest=digest_of(cookie),
+            digest=secret_digest(cookie),
             csrf=secrets.token_urlsafe(24),
             made_at=now,
             expires=now + hours * 3600,
@@ -275,19 +275,19 @@ def log_in_as(session: Session, now: float, hours: float, **owner: Any) -> str:
     return cookie
 
 
-def session_of(store: Store, cookie: str) -> Who | None:
+def session_of(store: Store, cookie: str) -> CurrentLogin | None:
     """Whose session a cookie is; None: nobody's, or it has expired."""
     with store.read() as session:
-        login = session.get(Login, digest_of(cookie))
+        login = session.get(Login, secret_digest(cookie))
         if login is None or login.expires < store.now():
             return None
-        return Who(login.annotator_id, login.admin_id, login.csrf)
+        return CurrentLogin(login.annotator_id, login.admin_id, login.csrf)
 
 
-def leave(store: Store, cookie: str) -> None:
+def end_session(store: Store, cookie: str) -> None:
     """Log out."""
     with store.write() as session:
-        session.execute(delete(Login).where(Login.digest == digest_of(cookie)))
+        session.execute(delete(Login).where(Login.digest == secret_digest(cookie)))
 
 
 @contextmanager
@@ -299,22 +299,22 @@ def failures(store: Store, most: dict[str, int], seconds: float) -> Iterator[Non
     It counts while it lasts, so that many at once cannot all slip through, and is taken back where
     no error leaves the block.
     """
-    limit_all(store, most, seconds)
+    count_attempts(store, most, seconds)
     yield
     with store.write() as session:
         for row in session.scalars(select(Attempt).where(Attempt.key.in_(most))):
             row.count = max(0, row.count - 1)
 
 
-def limit(store: Store, key: str, most: int, seconds: float) -> None:
+def count_attempt(store: Store, key: str, most: int, seconds: float) -> None:
     """Note a try; Refused with 429 when `key` had `most` already in a window of this many seconds.
     Shared by all server processes.
     """
-    limit_all(store, {key: most}, seconds)
+    count_attempts(store, {key: most}, seconds)
 
 
-def limit_all(store: Store, most: dict[str, int], seconds: float) -> None:
-    """`limit` for several keys at once; a refused try counts for none of them."""
+def count_attempts(store: Store, most: dict[str, int], seconds: float) -> None:
+    """`count_attempt` for several keys at once; a refused try counts for none of them."""
     now = store.now()
     with store.write() as session:
         rows = {
@@ -322,7 +322,7 @@ def limit_all(store: Store, most: dict[str, int], seconds: float) -> None:
         }
         for key, count in most.items():
             row = rows.get(key)
-            if row is not None and _lasts(row, now, seconds) and row.count >= count:
+            if row is not None and _window_lasts(row, now, seconds) and row.count >= count:
                 raise Refused(
                     "too many tries.",
                     status=429,
@@ -332,7 +332,7 @@ def limit_all(store: Store, most: dict[str, int], seconds: float) -> None:
             row = rows.get(key)
             if row is None:
                 session.add(Attempt(key=key, began=now, count=1))
-            elif _lasts(row, now, seconds):
+            elif _window_lasts(row, now, seconds):
                 row.count += 1
             else:
                 row.began, row.count = now, 1
@@ -340,7 +340,7 @@ def limit_all(store: Store, most: dict[str, int], seconds: float) -> None:
             session.execute(delete(Attempt).where(Attempt.began < now - 86400))
 
 
-def _lasts(row: Attempt, now: float, seconds: float) -> bool:
+def _window_lasts(row: Attempt, now: float, seconds: float) -> bool:
     """Has the row's window begun and not ended?
 
     One that begins in the future is of before the clock was set back: it is over.
@@ -348,7 +348,7 @@ def _lasts(row: Attempt, now: float, seconds: float) -> bool:
     return 0 <= now - row.began < seconds
 
 
-def _remove(session: Session, annotator_id: int, *, votes: bool) -> dict[str, int]:
+def _delete_annotator_data(session: Session, annotator_id: int, *, votes: bool) -> dict[str, int]:
     """Delete what belongs to an annotator; table -> how many rows."""
     own = select(Assignment.id).where(Assignment.annotator_id == annotator_id)
     tables: dict[type[Base], ColumnElement[bool]] = {
@@ -375,7 +375,7 @@ def _give_back_all(session: Session, annotator_id: int, *, keep: bool) -> Counte
             owed[session.get_one(Batch, assignment.batch_id).name] += paid
         if submitted and keep:
             continue
-        give_back(session, assignment)
+        release_reservation(session, assignment)
         assignment.state, assignment.skip_reason = "withdrawn", ANSWERED if paid else ""
     return owed
 
@@ -396,7 +396,7 @@ def withdraw(
     with store.write() as session:
         annotator = session.get_one(Annotator, annotator_id)
         keep = annotator.consent.startswith("keep") and not erase
-        removed = _remove(session, annotator_id, votes=not keep)
+        removed = _delete_annotator_data(session, annotator_id, votes=not keep)
         owed = _give_back_all(session, annotator_id, keep=keep)
         old = annotator.pseudonym
         annotator.person, annotator.opted_out, annotator.code = "", [], ""

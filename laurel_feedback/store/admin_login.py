@@ -12,7 +12,7 @@ import secrets
 from sqlalchemy import select
 
 from laurel.core.errors import UsageError
-from laurel_feedback.store.accounts import ADMIN_HOURS, digest_of, limit, log_in_as
+from laurel_feedback.store.accounts import ADMIN_HOURS, count_attempt, log_in_as, secret_digest
 from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.audit import record
 from laurel_feedback.store.database import Store
@@ -22,7 +22,7 @@ LINK_MINUTES = 15.0
 DEVICE_DAYS = 180.0
 
 
-def signed(admin: Admin, text: str) -> str:
+def sign_for_admin(admin: Admin, text: str) -> str:
     """A signature that only this server can make, and only until the password changes.
 
     Its key is the password's hash.
@@ -30,12 +30,12 @@ def signed(admin: Admin, text: str) -> str:
     return hmac.new(admin.password.encode(), text.encode(), hashlib.sha256).hexdigest()[:43]
 
 
-def device(store: Store, name: str) -> str:
+def device_token(store: Store, name: str) -> str:
     """What a browser keeps after a login: it is told from strangers then."""
     with store.read() as session:
         admin = session.scalars(select(Admin).where(Admin.name == name)).one()
     nonce = secrets.token_urlsafe(16)
-    return f"{nonce}.{signed(admin, f'device {nonce}')}"
+    return f"{nonce}.{sign_for_admin(admin, f'device {nonce}')}"
 
 
 def known_device(store: Store, name: str, kept: str) -> str:
@@ -45,10 +45,10 @@ def known_device(store: Store, name: str, kept: str) -> str:
         admin = session.scalar(select(Admin).where(Admin.name == name))
     if admin is None or not kept.isascii():
         return ""
-    return nonce if hmac.compare_digest(seal, signed(admin, f"device {nonce}")) else ""
+    return nonce if hmac.compare_digest(seal, sign_for_admin(admin, f"device {nonce}")) else ""
 
 
-def link(store: Store, name: str) -> str:
+def make_login_link(store: Store, name: str) -> str:
     """A token by which a coordinator comes in without a password: once, within LINK_MINUTES.
 
     For the command line on the server.
@@ -65,10 +65,10 @@ def link(store: Store, name: str) -> str:
         record(session, "operator", "link", f"coordinator {name}", store.now())
         until = f"{store.now() + 60 * LINK_MINUTES:.0f}"
         about = f"{admin.id}.{until}.{secrets.token_urlsafe(12)}"
-        return f"{about}.{signed(admin, f'link {about}')}"
+        return f"{about}.{sign_for_admin(admin, f'link {about}')}"
 
 
-def enter(store: Store, token: str) -> tuple[str, str]:
+def redeem_login_link(store: Store, token: str) -> tuple[str, str]:
     """A coordinator's name and a session's cookie for a link's token."""
     about, _, seal = token.rpartition(".")
     number, _, rest = about.partition(".")
@@ -86,12 +86,14 @@ def enter(store: Store, token: str) -> tuple[str, str]:
         raise wrong
     with store.read() as session:
         admin = session.get(Admin, int(number))
-    if admin is None or not hmac.compare_digest(seal, signed(admin, f"link {about}")):
+    if admin is None or not hmac.compare_digest(seal, sign_for_admin(admin, f"link {about}")):
         raise wrong
     if not 0 <= int(until) - store.now() <= 60 * LINK_MINUTES + 1:
         raise wrong
     try:
-        limit(store, f"link {digest_of(token)[:40]}", 1, 86400.0)  # a second time is one too many
+        count_attempt(
+            store, f"link {secret_digest(token)[:40]}", 1, 86400.0
+        )  # a second time is one too many
     except Refused as error:
         raise wrong from error
     with store.write() as session:

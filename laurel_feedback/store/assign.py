@@ -58,7 +58,7 @@ class Refused(LaurelError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What an annotator filled in, slot by slot as it was shown; `taken` turns it into places."""
+    """What an annotator filled in, slot by slot as shown; `vote_columns` turns it into places."""
 
     rating: int | None = None
     """1..4 of the form, or 0: a tie."""
@@ -151,7 +151,7 @@ class TaskQueue:
                     " kept.",
                     fix="Go to the next one.",
                 )
-            taken = taken_of(answer, assignment.order, settings)
+            taken = vote_columns(answer, assignment.order, settings)
             latest = (
                 session.scalar(
                     select(func.max(Vote.revision)).where(Vote.assignment_id == assignment_id)
@@ -263,7 +263,7 @@ class TaskQueue:
         settings = BatchSettings.model_validate(batch.settings)
         if settings.needs_check and not annotator.qualified:
             raise Refused("the questions about the guidelines come first.", status=403)
-        expire(session, self.store.now())
+        expire_leases(session, self.store.now())
         return settings
 
     def _mine(self, session: Session, assignment_id: str) -> Assignment:
@@ -287,7 +287,7 @@ class TaskQueue:
         False where its item has all the votes it wants.
         """
         if assignment.state != "leased":
-            if not assignment.repeat and not claim(session, assignment.item_id):
+            if not assignment.repeat and not reserve_answer(session, assignment.item_id):
                 return False
             assignment.state = "leased"
         self._extend(assignment, settings)
@@ -295,7 +295,7 @@ class TaskQueue:
 
     def _leave(self, session: Session, leased: Assignment | None, reason: str = "") -> None:
         if leased is not None:
-            give_back(session, leased)
+            release_reservation(session, leased)
             leased.state, leased.skip_reason = "skipped", reason[:200] or leased.skip_reason
 
     def _fresh(self, session: Session, settings: BatchSettings) -> Assignment | None:
@@ -331,7 +331,7 @@ class TaskQueue:
                         )
                         or 0
                     )
-                    claim(session, item_id)
+                    reserve_answer(session, item_id)
                     return self._give(
                         session, settings, item_id, rng.sample(range(count), count), begun
                     )
@@ -436,13 +436,13 @@ class TaskQueue:
         return assignment
 
 
-def claim(session: Session, item_id: str) -> bool:
+def reserve_answer(session: Session, item_id: str) -> bool:
     """Count one more answer that is coming; False where the item has all it wants."""
     one_more = update(Item).where(Item.id == item_id, Item.live < Item.target)
     return changed_rows(session, one_more.values(live=Item.live + 1)) == 1
 
 
-def give_back(session: Session, assignment: Assignment) -> None:
+def release_reservation(session: Session, assignment: Assignment) -> None:
     """A lease, or an answer that is taken away, makes room for another."""
     if not assignment.repeat and assignment.state in ("leased", "submitted"):
         session.execute(
@@ -450,7 +450,7 @@ def give_back(session: Session, assignment: Assignment) -> None:
         )
 
 
-def expire(session: Session, now: float) -> int:
+def expire_leases(session: Session, now: float) -> int:
     """Take back leases that ran out, in all batches; how many.
 
     Where the clock was set back, leases begin anew: nobody waits for it.
@@ -474,12 +474,12 @@ def expire(session: Session, now: float) -> int:
         )
     )
     for assignment in late:
-        give_back(session, assignment)
+        release_reservation(session, assignment)
         assignment.state = "expired"
     return len(late)
 
 
-def taken_of(answer: Answer, order: list[int], settings: BatchSettings) -> dict[str, Any]:
+def vote_columns(answer: Answer, order: list[int], settings: BatchSettings) -> dict[str, Any]:
     """The columns of a vote: checked against the batch's form, by place instead of by slot."""
     count, rating, ranking = len(order), answer.rating, answer.ranking
     if settings.form == "ranking":

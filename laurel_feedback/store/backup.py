@@ -47,7 +47,7 @@ def backup(store: Store, out: str | Path, *, actor: str = "operator") -> dict[st
                 where=str(out),
                 fix="Is the disk full? Try again.",
             )
-        _on_disk(draft)
+        _flush_to_disk(draft)
         os.replace(draft, out)
     finally:
         draft.unlink(missing_ok=True)
@@ -56,7 +56,7 @@ def backup(store: Store, out: str | Path, *, actor: str = "operator") -> dict[st
     return counts
 
 
-def counted(store: Store) -> dict[str, int]:
+def count_rows(store: Store) -> dict[str, int]:
     """Rows of every table."""
     with store.read() as session:
         return {
@@ -68,7 +68,7 @@ def counted(store: Store) -> dict[str, int]:
 def _sqlite(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]]:
     """(rows before, rows in the copy). No writer comes between counting and copying."""
     with store.engine.connect() as connection, store.write():
-        counts = counted(store)
+        counts = count_rows(store)
         raw = connection.connection.driver_connection
         assert raw is not None
         raw.execute("VACUUM INTO ?", (str(draft),))
@@ -78,7 +78,7 @@ def _sqlite(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]]:
             if (outcome := session.scalar(text("PRAGMA integrity_check"))) != "ok":
                 raise LaurelError(f"the copy is damaged: {outcome}.", where=str(draft))
             session.execute(text("PRAGMA foreign_key_check")).all()
-        found = counted(copy)
+        found = count_rows(copy)
         with copy.engine.connect() as connection:  # one file, without a log beside it
             connection.connection.driver_connection.execute("PRAGMA journal_mode=DELETE")  # type: ignore[union-attr]
         return counts, found
@@ -93,10 +93,10 @@ def _postgres(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]
     url = make_url(store.url).set(drivername="postgresql")
     secret = {"PGPASSWORD": url.password} if url.password else {}
     with store.write():
-        counts = counted(store)
+        counts = count_rows(store)
         plain = url.set(password=None).render_as_string()
-        _call(["pg_dump", "--format=custom", "--no-owner", f"--file={draft}", plain], secret)
-    script = _call(["pg_restore", "--data-only", "--file=-", str(draft)], {})
+        _run_program(["pg_dump", "--format=custom", "--no-owner", f"--file={draft}", plain], secret)
+    script = _run_program(["pg_restore", "--data-only", "--file=-", str(draft)], {})
     found, table = dict.fromkeys(counts, 0), ""
     for line in script.splitlines():
         if table:
@@ -109,7 +109,7 @@ def _postgres(store: Store, draft: Path) -> tuple[dict[str, int], dict[str, int]
     return counts, found
 
 
-def _call(words: list[str], environment: dict[str, str]) -> str:
+def _run_program(words: list[str], environment: dict[str, str]) -> str:
     """Run a program of PostgreSQL; what it prints."""
     found = shutil.which(words[0]) or next(
         map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{words[0]}"), reverse=True)), ""
@@ -134,6 +134,6 @@ def _call(words: list[str], environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def _on_disk(path: Path) -> None:
+def _flush_to_disk(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())

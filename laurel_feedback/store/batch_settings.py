@@ -59,7 +59,7 @@ class BatchSettings(BaseModel):
 LONGEST_NAME = 200
 
 
-def named(name: str) -> str:
+def checked_name(name: str) -> str:
     """A batch's name without the spaces around it; refused where it is empty or too long."""
     if not 0 < len(name.strip()) <= LONGEST_NAME:
         raise UsageError(

@@ -52,7 +52,7 @@ LEAST_NAME = 4
 
 
 @dataclass(frozen=True)
-class Flag:
+class FlaggedItem:
     """An item with words that tell who wrote a response: place and words of each.
 
     `state`: held, served, left out, or seen already.
@@ -92,7 +92,7 @@ def _own(models: frozenset[str]) -> tuple[re.Pattern[str], ...]:
     return (re.compile(rf"(?i:(?<!\w)(?:{'|'.join(names)})(?!\w))"),) if names else ()
 
 
-def flagged(session: Session, batch_id: int) -> list[Flag]:
+def flagged_items(session: Session, batch_id: int) -> list[FlaggedItem]:
     """Every item of the batch with such words in any of its responses, which are read in whole."""
     rows = session.execute(
         select(
@@ -117,7 +117,7 @@ def flagged(session: Session, batch_id: int) -> list[Flag]:
             (row.place, word) for word in telling_words(row.text, models)
         )
     return [
-        Flag(name, _asked(items[name].prompt), tuple(found), _state(items[name]))
+        FlaggedItem(name, _asked(items[name].prompt), tuple(found), _state(items[name]))
         for name, found in words.items()
         if found
     ]
@@ -141,7 +141,7 @@ def _state(item: Any) -> str:
     )
 
 
-def hold(session: Session, flags: Iterable[Flag]) -> int:
+def hold_items(session: Session, flags: Iterable[FlaggedItem]) -> int:
     """Hold every item of these that nobody has decided about and nobody has seen; how many."""
     count = 0
     for flag in flags:
@@ -158,12 +158,12 @@ def read_and_hold(store: Store, batch_id: int) -> int:
     Reading takes no lock. For new items of a batch that is open.
     """
     with store.read() as session:
-        found = flagged(session, batch_id)
+        found = flagged_items(session, batch_id)
     with store.write() as session:
-        return hold(session, found)
+        return hold_items(session, found)
 
 
-def decide(store: Store, item_id: str, serve: bool, *, actor: str) -> None:
+def decide_held_item(store: Store, item_id: str, serve: bool, *, actor: str) -> None:
     """A coordinator lets a held item be served as it is, or leaves it out for good.
 
     Either can be changed until it was served.

@@ -36,7 +36,7 @@ class Base(DeclarativeBase):
     }
 
 
-def words_of(context: Any) -> int:
+def count_words(context: Any) -> int:
     """How many words the prompt or the text of a new row has: what reading it takes."""
     row = context.get_current_parameters()
     texts = (
@@ -104,7 +104,7 @@ class Item(Base):
     source: Mapped[dict[str, Any]] = mapped_column(default=dict)
     """Where it came from: file, row, ids, model; exported with every vote, never shown."""
     content_hash: Mapped[str] = mapped_column(index=True)
-    words: Mapped[int] = mapped_column(default=words_of)
+    words: Mapped[int] = mapped_column(default=count_words)
     target: Mapped[int]
     live: Mapped[int] = mapped_column(default=0)
     batch: Mapped[Batch] = relationship(back_populates="items")
@@ -126,7 +126,7 @@ class Response(Base):
     item_id: Mapped[str] = mapped_column(ForeignKey("item.id"))
     place: Mapped[int]
     text: Mapped[str]
-    words: Mapped[int] = mapped_column(default=words_of)
+    words: Mapped[int] = mapped_column(default=count_words)
     model: Mapped[str] = mapped_column(default="")
     source: Mapped[dict[str, Any]] = mapped_column(default=dict)
     item: Mapped[Item] = relationship(back_populates="responses")

@@ -13,26 +13,30 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from laurel.core.errors import LaurelError
-from laurel_feedback.statistics.analysis import pay
+from laurel_feedback.statistics.analysis import hourly_pay
 from laurel_feedback.statistics.batches import (
     change_settings,
     close_batch,
     costs,
+    create_batch,
     exposure,
     never_shown,
-    new_batch,
     open_batch,
-    refusal,
+    reason_not_to_open,
     summaries,
 )
-from laurel_feedback.statistics.sections import cost, harm, state
-from laurel_feedback.statistics.sections import pay as pay_section
+from laurel_feedback.statistics.sections import (
+    cost_section,
+    harm_section,
+    pay_section,
+    progress_section,
+)
 from laurel_feedback.statistics.votes import timed_poll
 from laurel_feedback.store.batch_settings import BatchSettings
-from laurel_feedback.store.model_giveaways import decide, flagged, read_and_hold
+from laurel_feedback.store.model_giveaways import decide_held_item, flagged_items, read_and_hold
 from laurel_feedback.web import admin_people, admin_votes
 from laurel_feedback.web.security import Site, form_of, page, require_admin
-from laurel_feedback.web.text import plain
+from laurel_feedback.web.text import escape_plain
 
 FIELDS = {
     "target_votes": ("Votes for each item", "No item gets more."),
@@ -124,7 +128,7 @@ def overview(request: Request) -> Response:
     return page(
         request,
         "admin_batches.html",
-        batches=[(batch, pay(timed_poll(store, batch.id))) for batch in summaries(store)],
+        batches=[(batch, hourly_pay(timed_poll(store, batch.id))) for batch in summaries(store)],
     )
 
 
@@ -132,15 +136,15 @@ def batch_page(request: Request) -> Response:
     """One batch in figures, with what can be done about it."""
     store, batch = request.app.state.site.store, request.path_params["batch"]
     found = summaries(store, batch)[0]
-    paid, exposed = pay(timed_poll(store, batch)), exposure(store, batch)
+    paid, exposed = hourly_pay(timed_poll(store, batch)), exposure(store, batch)
     spent = costs(store, batch) if found.settings.pay_per_item else []
     parts = [
-        state(found),
+        progress_section(found),
         *([pay_section(paid)] if paid else []),
-        *([cost(spent, found.settings.currency)] if spent else []),
+        *([cost_section(spent, found.settings.currency)] if spent else []),
     ]
-    parts += [harm(exposed)] if exposed else []
-    why = refusal(store, batch) if found.state != "open" else ""
+    parts += [harm_section(exposed)] if exposed else []
+    why = reason_not_to_open(store, batch) if found.state != "open" else ""
     idle, held = never_shown(store, batch), request.query_params.get("held", "")
     return page(
         request, "admin_batch.html", batch=found, parts=parts, why=why, idle=idle, held=held
@@ -213,7 +217,7 @@ def new(request: Request) -> Response:
     name = str(form.get("name", ""))
     if settings is not None:
         try:
-            batch = new_batch(store, name, settings, actor=actor(request))
+            batch = create_batch(store, name, settings, actor=actor(request))
             return RedirectResponse(f"/admin/batches/{batch}", 303)
         except LaurelError as error:
             wrong = f"{error.what} {error.fix}"
@@ -266,10 +270,10 @@ def words_page(request: Request) -> Response:
     found = summaries(store, batch)[0]
     with store.read() as session:
         flags = sorted(
-            flagged(session, batch),
+            flagged_items(session, batch),
             key=lambda flag: ("held", "unread", "seen", "served", "left out").index(flag.state),
         )
-    shown = [(flag, plain(flag.prompt[:300])) for flag in flags]
+    shown = [(flag, escape_plain(flag.prompt[:300])) for flag in flags]
     return page(request, "admin_words.html", batch=found, flags=shown)
 
 
@@ -284,5 +288,7 @@ def words_decide(request: Request) -> Response:
     """Serve an item as it is, or leave it out."""
     batch = request.path_params["batch"]
     serve = form_of(request).get("decision") == "serve"
-    decide(request.app.state.site.store, request.path_params["item"], serve, actor=actor(request))
+    decide_held_item(
+        request.app.state.site.store, request.path_params["item"], serve, actor=actor(request)
+    )
     return RedirectResponse(f"/admin/batches/{batch}/words", 303)

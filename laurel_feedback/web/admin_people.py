@@ -17,12 +17,12 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel_feedback.statistics.batches import activity, exposure
-from laurel_feedback.statistics.demographics import demographics_of, reference_of
-from laurel_feedback.statistics.sections import people as people_sections
+from laurel_feedback.statistics.batches import exposure, votes_by_hour
+from laurel_feedback.statistics.demographics import demographics_of, parse_reference
+from laurel_feedback.statistics.sections import demographics_sections as people_sections
 from laurel_feedback.statistics.votes import Poll, batch_poll
 from laurel_feedback.store import accounts
-from laurel_feedback.store.accounts import digest_of
+from laurel_feedback.store.accounts import secret_digest
 from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.audit import VOTE, record, verify
 from laurel_feedback.store.database import Store
@@ -40,7 +40,7 @@ from laurel_feedback.store.tables import (
 )
 from laurel_feedback.web.request_checks import whole_number
 from laurel_feedback.web.security import form_of, page
-from laurel_feedback.web.text import formatted
+from laurel_feedback.web.text import render_markdown
 
 LINES = 200
 """Rows of the audit log on a page."""
@@ -159,7 +159,7 @@ def invite(request: Request) -> Response:
             status=422,
         )
     try:
-        pseudonym, token = accounts.invite(
+        pseudonym, token = accounts.invite_annotator(
             _store(request), person, actor=_actor(request), pseudonym=name
         )
     except UsageError as error:
@@ -170,7 +170,7 @@ def invite(request: Request) -> Response:
 def renew(request: Request) -> Response:
     """A new link for someone who lost their session."""
     name = request.path_params["pseudonym"]
-    token = accounts.renew(_store(request), name, actor=_actor(request))
+    token = accounts.renew_invitation(_store(request), name, actor=_actor(request))
     return _people(request, link=_link(request, token), who=name)
 
 
@@ -241,7 +241,7 @@ def guidelines(request: Request) -> Response:
         request,
         "admin_guidelines.html",
         now=now,
-        text=formatted(now.text) if now else "",
+        text=render_markdown(now.text) if now else "",
         versions=shown,
     )
 
@@ -305,7 +305,7 @@ def new_key(request: Request) -> Response:
             fix="Go back and give a name.",
         )
     with store.write() as session:
-        session.add(ApiKey(digest=digest_of(key), name=name, made_at=store.now()))
+        session.add(ApiKey(digest=secret_digest(key), name=name, made_at=store.now()))
         record(session, _actor(request), "new key", name, store.now())
     return _keys(request, key, name)
 
@@ -345,7 +345,7 @@ def _demographics(request: Request, chosen: str, text: str) -> Response:
             f"there is no batch `{chosen[:20]}`.", status=404, fix="Choose one of the list."
         )
     try:
-        reference = reference_of(text) if text else None
+        reference = parse_reference(text) if text else None
     except LaurelError as error:
         wrong = f"{error.what} {error.fix}"
     poll = (
@@ -377,7 +377,7 @@ def _everything(store: Store, batches: list[int]) -> Poll:
 
 def busy(request: Request) -> Response:
     """Votes per hour and account of the last two weeks, hours that stand out first."""
-    hours = activity(_store(request), WATCHED_DAYS)
+    hours = votes_by_hour(_store(request), WATCHED_DAYS)
     rows = [(hour, moment(hour.hour)) for hour in hours[:HOURS]]
     more, odd = max(0, len(hours) - HOURS), sum(hour.odd for hour in hours)
     return page(request, "admin_activity.html", rows=rows, more=more, odd=odd, days=WATCHED_DAYS)

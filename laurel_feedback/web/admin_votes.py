@@ -15,9 +15,15 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from laurel.measure.annotators import SIGNS
-from laurel_feedback.statistics.analysis import analyse, panel, skills
+from laurel_feedback.statistics.analysis import analyse, low_effort_signals, skills
 from laurel_feedback.statistics.batches import summaries
-from laurel_feedback.statistics.sections import HEADINGS, chance, number, sections, sign
+from laurel_feedback.statistics.sections import (
+    HEADINGS,
+    number_text,
+    p_value_text,
+    sections,
+    signal_text,
+)
 from laurel_feedback.statistics.votes import Poll, batch_poll, label_of
 from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.audit import record
@@ -26,7 +32,7 @@ from laurel_feedback.store.tables import Annotator, Assignment, Batch, Item, Rul
 from laurel_feedback.web.request_checks import whole_number
 from laurel_feedback.web.sample import TIE
 from laurel_feedback.web.security import form_of, page
-from laurel_feedback.web.text import shown
+from laurel_feedback.web.text import render_text
 
 PAGE = 50
 MEANINGS = {
@@ -74,12 +80,12 @@ def annotators(request: Request) -> Response:
     """Skill and signs of everyone in the batch, side by side."""
     store, batch = request.app.state.site.store, request.path_params["batch"]
     found, poll = summaries(store, batch)[0], batch_poll(store, batch)
-    signs = {str(s.annotator): s for s in panel(poll)}
+    signs = {str(s.annotator): s for s in low_effort_signals(poll)}
     rows = []
     for skill in skills(poll):
         own = signs.get(skill.annotator)
         cells = (
-            [(sign(name, getattr(own, name)), getattr(own, name).flag) for name in SIGNS]
+            [(signal_text(name, getattr(own, name)), getattr(own, name).flag) for name in SIGNS]
             if own
             else [("-", False)] * len(SIGNS)
         )
@@ -101,7 +107,7 @@ def annotator(request: Request) -> Response:
         request.path_params["pseudonym"],
     )
     found, poll = summaries(store, batch)[0], batch_poll(store, batch)
-    own = next((s for s in panel(poll) if s.annotator == name), None)
+    own = next((s for s in low_effort_signals(poll) if s.annotator == name), None)
     skill = next((s for s in skills(poll) if s.annotator == name), None)
     if skill is None:
         raise Refused(
@@ -114,9 +120,9 @@ def annotator(request: Request) -> Response:
             (
                 key,
                 MEANINGS[key],
-                sign(key, value),
-                number(value.z, 2),
-                chance(value.p),
+                signal_text(key, value),
+                number_text(value.z, 2),
+                p_value_text(value.p),
                 value.flag,
                 value.reason,
             )
@@ -202,12 +208,13 @@ def item(request: Request) -> Response:
             request,
             "admin_item.html",
             item=found,
-            input=shown(found.input) if found.input else "",
+            input=render_text(found.input) if found.input else "",
             prompt=[
-                (str(m.get("role", "")), shown(str(m.get("content", "")))) for m in found.prompt
+                (str(m.get("role", "")), render_text(str(m.get("content", ""))))
+                for m in found.prompt
             ],
             responses=[
-                (r.place + 1, r.model, shown(r.text, settings.markdown), len(r.text.split()))
+                (r.place + 1, r.model, render_text(r.text, settings.markdown), len(r.text.split()))
                 for r in found.responses
             ],
             votes=_votes(session, name, settings, count),

@@ -51,7 +51,7 @@ from laurel_feedback.web.security import (
     page,
     require_annotator,
 )
-from laurel_feedback.web.text import formatted, shown
+from laurel_feedback.web.text import render_markdown, render_text
 
 SUPPORT = (
     "Take a break whenever you like. If something stays with you, talk to someone you trust or to"
@@ -123,7 +123,7 @@ def exchange(request: Request) -> Response:
     """The invitation becomes a session."""
     site = request.app.state.site
     with failing(request, {f"invitation from {address_of(request)}": site.limits.token}):
-        cookie = accounts.accept(site.store, request.path_params["token"][:200])
+        cookie = accounts.accept_invitation(site.store, request.path_params["token"][:200])
     return log_in(request, cookie, "/consent")
 
 
@@ -137,7 +137,7 @@ def come_back(request: Request) -> Response:
     site, given = request.app.state.site, str(form_of(request).get("code", ""))[:100]
     try:
         with failing(request, {f"code from {address_of(request)}": site.limits.token}):
-            cookie = accounts.come_back(site.store, given)
+            cookie = accounts.log_in_again(site.store, given)
     except Refused as error:
         if error.status != 403:
             raise
@@ -148,7 +148,7 @@ def come_back(request: Request) -> Response:
 def new_code(request: Request) -> Response:
     """Another code; what the old one opened is closed."""
     me, site = require_annotator(request), request.app.state.site
-    return log_in(request, accounts.new_code(site.store, me.id), "/mine")
+    return log_in(request, accounts.renew_return_code(site.store, me.id), "/mine")
 
 
 def own_code(request: Request, me: Annotator) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def _save_demographics(session: Session, annotator: int, form: Any, now: float) 
 def guidelines_page(request: Request) -> Response:
     """The guidelines, and the decided cases that this annotator has answered."""
     store = request.app.state.site.store
-    me, cases = work.active(request), list[dict[str, Any]]()
+    me, cases = work.require_active_annotator(request), list[dict[str, Any]]()
     with store.read() as session:
         mine = (
             Assignment.annotator_id == me.id,
@@ -264,7 +264,7 @@ def guidelines_page(request: Request) -> Response:
                 {"batch": assignment.batch_id, "seq": assignment.seq, "reason": ruling.reason}
             )
     text = guidelines(store)
-    return page(request, "guidelines.html", text=formatted(text) if text else "", cases=cases)
+    return page(request, "guidelines.html", text=render_markdown(text) if text else "", cases=cases)
 
 
 def questions_of(session: Session, batch: int, me: Annotator) -> list[tuple[Item, list[int]]]:
@@ -288,7 +288,7 @@ def questions_of(session: Session, batch: int, me: Annotator) -> list[tuple[Item
 def check_page(request: Request, status: int = 200, wrong: str = "") -> Response:
     """The questions about the guidelines."""
     me, store, batch = (
-        work.active(request, checking=True),
+        work.require_active_annotator(request, checking=True),
         request.app.state.site.store,
         request.path_params["batch"],
     )
@@ -299,11 +299,13 @@ def check_page(request: Request, status: int = 200, wrong: str = "") -> Response
         asked = []
         for item, order in questions_of(session, batch, me):
             texts = {
-                response.place: shown(response.text, settings.markdown)
+                response.place: render_text(response.text, settings.markdown)
                 for response in item.responses
             }
-            prompt = [(role, shown(text, settings.markdown)) for role, text in messages_of(item)]
-            more = shown(item.input) if item.input.strip() else ""
+            prompt = [
+                (role, render_text(text, settings.markdown)) for role, text in messages_of(item)
+            ]
+            more = render_text(item.input) if item.input.strip() else ""
             asked.append(
                 {"prompt": prompt, "input": more, "responses": [texts[place] for place in order]}
             )
@@ -322,13 +324,17 @@ def check_page(request: Request, status: int = 200, wrong: str = "") -> Response
         "wrong": wrong,
     }
     return page(
-        request, "check.html", status=status, guidelines=formatted(text) if text else "", **context
+        request,
+        "check.html",
+        status=status,
+        guidelines=render_markdown(text) if text else "",
+        **context,
     )
 
 
 def check(request: Request) -> Response:
     """All right: qualified. Else once more; after the second time it ends, politely."""
-    me, store = work.active(request, checking=True), request.app.state.site.store
+    me, store = work.require_active_annotator(request, checking=True), request.app.state.site.store
     form, batch = form_of(request), request.path_params["batch"]
     settings_of(store, batch)
     with store.write() as session:

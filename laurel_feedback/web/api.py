@@ -23,7 +23,7 @@ from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import ApiKey
 from laurel_feedback.web.request_checks import unclean
 from laurel_feedback.web.security import POLICY, environment
-from laurel_feedback.web.text import shown
+from laurel_feedback.web.text import render_text
 
 LARGEST = 1_000_000
 """Bytes of a request."""
@@ -220,13 +220,13 @@ def caller(request: Request, given: Credentials) -> ApiKey:
     """Whose key it is, within the limits."""
     store = request.app.state.store
     try:
-        key = product.key_of(store, given.credentials if given else "")
+        key = product.api_key_of_token(store, given.credentials if given else "")
     except Refused:
-        accounts.limit(
+        accounts.count_attempt(
             store, f"api from {request.client.host if request.client else ''}", OF_STRANGER, 60
         )
         raise
-    accounts.limit(store, f"api key {key.id}", OF_KEY, 60)
+    accounts.count_attempt(store, f"api key {key.id}", OF_KEY, 60)
     return key
 
 
@@ -235,7 +235,9 @@ Caller = Annotated[ApiKey, Depends(caller)]
 
 def of_user(store: Store, key: ApiKey, user: str) -> None:
     """Within the limits of one user?"""
-    accounts.limit(store, f"api user {accounts.digest_of(f'{key.id}|{user}')[:24]}", OF_USER, 60)
+    accounts.count_attempt(
+        store, f"api user {accounts.secret_digest(f'{key.id}|{user}')[:24]}", OF_USER, 60
+    )
 
 
 @router.post("/v1/comparisons", status_code=201)
@@ -244,7 +246,7 @@ def ask(request: Request, question: Question, key: Caller) -> ShownComparison:
 
     Show them in the order that comes back, which is random and kept.
     """
-    identity, texts = product.ask(
+    identity, texts = product.ask_comparison(
         request.app.state.store,
         key,
         prompt_of(question.prompt),
@@ -263,7 +265,9 @@ def choose(
     """
     store = request.app.state.store
     of_user(store, key, choice.user)
-    return Stored(**product.choose(store, key, comparison, choice.user, choice.choice, again))
+    return Stored(
+        **product.record_choice(store, key, comparison, choice.user, choice.choice, again)
+    )
 
 
 @router.post("/v1/thumbs")
@@ -272,7 +276,7 @@ def thumb(request: Request, thumb: Thumb, key: Caller, again: Again = "") -> Sto
     store = request.app.state.store
     of_user(store, key, thumb.user)
     return Stored(
-        **product.thumb(
+        **product.record_thumb(
             store, key, prompt_of(thumb.prompt), spoken(thumb.response), thumb.up, thumb.user, again
         )
     )
@@ -283,12 +287,12 @@ def link(request: Request, comparison: str, body: LinkRequest, key: Caller) -> L
     """The address of a page to embed, on which the user chooses; it takes one answer."""
     store = request.app.state.store
     of_user(store, key, body.user)
-    product.shown(store, key, comparison, "", "")
+    product.shown_comparison(store, key, comparison, "", "")
     with store.read() as session:
         user = product.pseudonym_of(session, key, body.user)
     until = math.ceil(store.now() + product.PAGE_SECONDS)
     words = urlencode(
-        {"user": user, "until": until, "signature": product.sign(key, comparison, user, until)}
+        {"user": user, "until": until, "signature": product.sign_link(key, comparison, user, until)}
     )
     return Link(url=f"/api/v1/comparisons/{comparison}/page?{words}", expires=until)
 
@@ -315,12 +319,12 @@ def chosen(
     The signature is what allows it, and the idempotency key: it takes one answer.
     """
     store = request.app.state.store
-    key = product.signed_key(store, comparison, user, until, signature)
+    key = product.key_that_signed(store, comparison, user, until, signature)
     of_user(store, key, user)
-    if not product.shown(store, key, comparison, user, signature)[
+    if not product.shown_comparison(store, key, comparison, user, signature)[
         -1
     ]:  # going back and choosing anew changes nothing
-        product.choose_as(
+        product.record_choice_as(
             store, key, comparison, user, choice if choice == "tie" else int(choice), signature
         )
     return page(store, comparison, user, until, signature)
@@ -337,13 +341,15 @@ def page(store: Store, comparison: str, user: str, until: int, signature: str) -
 
     System and tool messages are the application's, not for its users.
     """
-    key = product.signed_key(store, comparison, user, until, signature)
-    prompt, texts, answered = product.shown(store, key, comparison, user, signature)
+    key = product.key_that_signed(store, comparison, user, until, signature)
+    prompt, texts, answered = product.shown_comparison(store, key, comparison, user, signature)
     known = {
         "prompt": [
-            (turn["role"], shown(turn["content"])) for turn in prompt if turn["role"] in SPEAKERS
+            (turn["role"], render_text(turn["content"]))
+            for turn in prompt
+            if turn["role"] in SPEAKERS
         ],
-        "texts": [shown(text) for text in texts],
+        "texts": [render_text(text) for text in texts],
         "answered": answered,
         "user": user,
         "until": until,

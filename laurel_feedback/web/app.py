@@ -109,11 +109,11 @@ def login(request: Request) -> Response:
         from_here = f"login from {security.address_of(request)}"
         most = {
             from_here: site.limits.login,
-            f"login as {accounts.digest_of(name)[:24]}": site.limits.name,
+            f"login as {accounts.secret_digest(name)[:24]}": site.limits.name,
         }
     try:
         with failing(request, most):
-            cookie = accounts.admit(site.store, name, str(form.get("password", ""))[:1000])
+            cookie = accounts.log_in_admin(site.store, name, str(form.get("password", ""))[:1000])
     except accounts.Refused as error:
         if error.status != 403:
             raise
@@ -129,7 +129,7 @@ def let_in(request: Request, name: str, cookie: str) -> Response:
         response,
         site,
         "laurel-device",
-        admin_login.device(site.store, name),
+        admin_login.device_token(site.store, name),
         24 * admin_login.DEVICE_DAYS,
     )
     return response
@@ -149,7 +149,7 @@ def enter(request: Request) -> Response:
     """A link that was made on the server becomes a session."""
     site = request.app.state.site
     with failing(request, {f"link from {security.address_of(request)}": site.limits.token}):
-        name, cookie = admin_login.enter(site.store, request.path_params["token"][:200])
+        name, cookie = admin_login.redeem_login_link(site.store, request.path_params["token"][:200])
     return let_in(request, name, cookie)
 
 

@@ -42,7 +42,7 @@ def most_connections() -> int:
     return max(16, handles - BACKLOG - SPARE)
 
 
-class Bounded(H11Protocol):
+class LimitedProtocol(H11Protocol):
     """uvicorn's protocol with limits.
 
     Where all places are taken, the connection that has waited longest with half a request goes.
@@ -53,15 +53,15 @@ class Bounded(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A place is made if need be."""
         super().connection_made(transport)
-        Bounded.most = Bounded.most or most_connections()
+        LimitedProtocol.most = LimitedProtocol.most or most_connections()
         self.timer: asyncio.TimerHandle | None = None
         self.part, self.since, self.received = "", 0.0, 0
         self._watch()
-        if len(self.connections) > Bounded.most:
+        if len(self.connections) > LimitedProtocol.most:
             waiting = [
                 one
                 for one in self.connections
-                if isinstance(one, Bounded) and one.part and one is not self
+                if isinstance(one, LimitedProtocol) and one.part and one is not self
             ]
             (min(waiting, key=lambda one: one.since) if waiting else self).drop()
 

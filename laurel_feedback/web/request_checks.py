@@ -27,7 +27,7 @@ class Number(IntegerConvertor):
 register_url_convertor("number", Number())
 
 
-def clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """Text that every database and page can hold.
 
     NUL is removed, and half of a surrogate pair becomes U+FFFD.
@@ -41,14 +41,14 @@ def clean_form(form: FormData) -> FormData:
     """The same form with clean names and values; files as they are."""
     return FormData(
         [
-            (clean(name), clean(value) if isinstance(value, str) else value)
+            (clean_text(name), clean_text(value) if isinstance(value, str) else value)
             for name, value in form.multi_items()
         ]
     )
 
 
 def unclean(body: bytes) -> bool:
-    """Does JSON hold a text that `clean` would change?
+    """Does JSON hold a text that `clean_text` would change?
 
     A program is told so; its text is not changed in silence.
     """
@@ -62,7 +62,7 @@ def unclean(body: bytes) -> bool:
 
 def _unclean(value: Any) -> bool:
     if isinstance(value, str):
-        return clean(value) != value
+        return clean_text(value) != value
     if isinstance(value, list):
         return any(map(_unclean, value))
     return isinstance(value, Mapping) and any(map(_unclean, (*value, *value.values())))

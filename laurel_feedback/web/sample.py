@@ -163,7 +163,7 @@ def _ruled(ruling: Ruling | None, order: list[int]) -> dict[str, str]:
 def answer_of(form: Mapping[str, Any]) -> Answer:
     """What of a form is the answer.
 
-    Wrong and missing numbers are left to `assign.taken_of`, which says what it misses.
+    Wrong and missing numbers are left to `assign.vote_columns`, which says what it misses.
     """
     pasted = _number(form.get("pasted"), float)
     return Answer(
@@ -205,7 +205,7 @@ def draft_of(form: Mapping[str, Any]) -> dict[str, str]:
     return dict(list(kept.items())[:200]) if set(kept) - {"pasted"} else {}
 
 
-def missing(error: Refused, values: Mapping[str, str], count: int) -> str:
+def first_faulty_field(error: Refused, values: Mapping[str, str], count: int) -> str:
     """The id of the first field that an error is about, to go to it."""
     names = {"ranking": "rank", "helpfulness": "helpfulness", "presentation": "presentation"}
     if error.where in names:

@@ -25,7 +25,7 @@ from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Admin, Annotator
 from laurel_feedback.web.request_checks import clean_form, log_broken
-from laurel_feedback.web.text import bare
+from laurel_feedback.web.text import name_odd_characters
 
 HERE = Path(__file__).parent
 POLICY = (
@@ -65,7 +65,7 @@ class Limits:
 def environment() -> jinja2.Environment:
     """Templates: everything is escaped.
 
-    `bare` names the characters that are not seen, for short texts of others.
+    `name_odd_characters` names the characters that are not seen, for short texts of others.
     """
     loader = jinja2.FileSystemLoader(HERE / "templates")
     made = jinja2.Environment(
@@ -75,7 +75,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["bare"] = lambda text: bare(str(text))
+    made.filters["bare"] = lambda text: name_odd_characters(str(text))
     return made
 
 
@@ -109,8 +109,8 @@ class Site:
 class Guard:
     """ASGI middleware.
 
-    `request.state` gets `who` (a `accounts.Who` or None), `csrf` and, of a POST that is our own,
-    `form`.
+    `request.state` gets `who` (a `accounts.CurrentLogin` or None), `csrf` and, of a POST
+    that is our own, `form`.
     """
 
     def __init__(self, app: ASGIApp, site: Site) -> None:
@@ -138,7 +138,7 @@ class Guard:
             log_broken(error, scope["method"])
             if not begun:
                 response = await run_in_threadpool(
-                    broken, Request(scope, receive), error, self.site
+                    internal_error_page, Request(scope, receive), error, self.site
                 )
                 await response(scope, receive, send_with_headers)
 
@@ -174,7 +174,7 @@ class Guard:
         )
         early = request.cookies.get(self.site.cookie("laurel-form"), "")
         state.early = early or secrets.token_urlsafe(24)
-        state.csrf = state.who.csrf if state.who else accounts.digest_of(f"form {state.early}")
+        state.csrf = state.who.csrf if state.who else accounts.secret_digest(f"form {state.early}")
         state.form = FormData()
         if request.method in ("GET", "HEAD", "OPTIONS"):
             return
@@ -338,7 +338,7 @@ def log_out(request: Request) -> None:
     site = request.app.state.site
     old = request.cookies.get(site.cookie(), "")
     if old:
-        accounts.leave(site.store, old)
+        accounts.end_session(site.store, old)
 
 
 def require_annotator(request: Request) -> Annotator:
@@ -398,8 +398,8 @@ def limited(request: Request, what: str, most: int, address: int = 0) -> None:
     store = request.app.state.site.store
     keys = {f"{what} from {address_of(request)}": address or most}
     if request.state.who is not None:
-        keys[f"{what} by {accounts.digest_of(request.state.csrf)[:24]}"] = most
-    accounts.limit_all(store, keys, 60.0)
+        keys[f"{what} by {accounts.secret_digest(request.state.csrf)[:24]}"] = most
+    accounts.count_attempts(store, keys, 60.0)
 
 
 def wants_json(request: Request) -> bool:
@@ -446,7 +446,7 @@ def error_page(request: Request, error: Exception, site: Site | None = None) -> 
     return response
 
 
-def broken(request: Request, error: Exception, site: Site) -> Response:
+def internal_error_page(request: Request, error: Exception, site: Site) -> Response:
     """An error of ours. The page asks the database nothing."""
     request.state.who = None
     return error_page(request, error, site)

@@ -25,7 +25,7 @@ DATABASE, PUBLIC_URL = "LAUREL_FEEDBACK_DATABASE", "LAUREL_FEEDBACK_PUBLIC_URL"
 """How the processes learn what they serve."""
 
 
-def made() -> Starlette:
+def make_worker_app() -> Starlette:
     """The application of this process.
 
     It ends with the process that began it, however that ended.
@@ -64,7 +64,7 @@ def serve(
     store.close()
     print(say, flush=True)
     uvicorn.run(
-        "laurel_feedback.web.serve:made",
+        f"laurel_feedback.web.serve:{make_worker_app.__name__}",
         factory=True,
         host=host,
         port=port,
@@ -72,7 +72,7 @@ def serve(
         log_level="warning",
         server_header=False,
         forwarded_allow_ips=["127.0.0.1", "::1", *proxies],
-        http="laurel_feedback.web.connections:Bounded",
+        http="laurel_feedback.web.connections:LimitedProtocol",
         backlog=BACKLOG,
     )
 

@@ -53,7 +53,7 @@ MARKDOWN = (
 )
 
 
-def bare(text: str) -> str:
+def name_odd_characters(text: str) -> str:
     """The text with every odd character named instead: U+202E becomes [U+202E].
 
     Joiners inside emoji and non-Latin words stay.
@@ -74,12 +74,14 @@ def bare(text: str) -> str:
     return ODD.sub(name, text.replace("\r\n", "\n"))
 
 
-def plain(text: str) -> Markup:
+def escape_plain(text: str) -> Markup:
     """Escaped; line breaks and spaces are kept by the style."""
-    return Markup('<div class="text plain" dir="auto">{}</div>').format(escape(bare(text)))
+    return Markup('<div class="text plain" dir="auto">{}</div>').format(
+        escape(name_odd_characters(text))
+    )
 
 
-def formatted(text: str) -> Markup:
+def render_markdown(text: str) -> Markup:
     """Markdown as HTML: no HTML of its own, no images, links only to the web and only by a click.
 
     What is left passes an allow-list.
@@ -92,10 +94,10 @@ def formatted(text: str) -> Markup:
         link_rel="noopener noreferrer nofollow",
         set_tag_attribute_values={"a": {"target": "_blank"}},
     )
-    return Markup('<div class="text" dir="auto">{}</div>').format(Markup(bare(html)))
+    return Markup('<div class="text" dir="auto">{}</div>').format(Markup(name_odd_characters(html)))
 
 
-def shown(text: str, markdown: bool = False, cap: int = CAP) -> Markup:
+def render_text(text: str, markdown: bool = False, cap: int = CAP) -> Markup:
     """A text for a page.
 
     One over `cap` characters is cut there, and the rest stands folded behind "Show all", up to
@@ -108,16 +110,16 @@ def shown(text: str, markdown: bool = False, cap: int = CAP) -> Markup:
             '<p class="soft">This text is too long for a page: its last {} of {} characters are'
             " left out.</p>"
         )
-        return shown(text[:MOST], markdown, cap) + message.format(
+        return render_text(text[:MOST], markdown, cap) + message.format(
             f"{len(text) - MOST:,}", f"{len(text):,}"
         )
-    render = formatted if markdown else plain
+    render = render_markdown if markdown else escape_plain
     if len(text) <= cap * 1.1:
         return render(text)
     cut = max(text.rfind("\n\n", cap // 2, cap), text.rfind("\n", cap // 2, cap), cap // 2)
     cut = cut if cut > cap // 2 else cap
     head, rest = text[:cut], text[cut:].lstrip("\n")
-    if render is formatted and len(re.findall(r"^\s*```", head, re.MULTILINE)) % 2:
+    if render is render_markdown and len(re.findall(r"^\s*```", head, re.MULTILINE)) % 2:
         head, rest = head + "\n```", "```\n" + rest
     more = Markup(
         '<details class="more"><summary>Show all: {} more characters</summary>{}</details>'

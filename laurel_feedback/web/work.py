@@ -18,7 +18,7 @@ from laurel_feedback.store.assign import (
     READING_WPM,
     Refused,
     TaskQueue,
-    taken_of,
+    vote_columns,
 )
 from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.tables import Annotator, Assignment, Batch, Dispute, Item
@@ -26,7 +26,7 @@ from laurel_feedback.web import sample as samples
 from laurel_feedback.web.request_checks import whole_number
 from laurel_feedback.web.sample import Sample, answer_of, draft_of, settings_of
 from laurel_feedback.web.security import form_of, limited, page, require_annotator, wants_json
-from laurel_feedback.web.text import formatted, shown
+from laurel_feedback.web.text import render_markdown, render_text
 
 REASONS = (
     "",
@@ -53,7 +53,7 @@ def routes() -> list[BaseRoute]:
     ]
 
 
-def active(request: Request, *, checking: bool = False) -> Annotator:
+def require_active_annotator(request: Request, *, checking: bool = False) -> Annotator:
     """Who takes part.
 
     The invited go to the consent; those who left or did not pass the check are told.
@@ -73,7 +73,11 @@ def queue_of(request: Request) -> TaskQueue:
 
     What users of applications are asked is not for annotators.
     """
-    store, me, batch = request.app.state.site.store, active(request), request.path_params["batch"]
+    store, me, batch = (
+        request.app.state.site.store,
+        require_active_annotator(request),
+        request.path_params["batch"],
+    )
     with store.read() as session:
         if session.scalar(select(Batch.id).where(Batch.id == batch, _of_application())) is not None:
             raise Refused(
@@ -90,7 +94,7 @@ def _of_application() -> ColumnElement[bool]:
 
 def batches(request: Request) -> Response:
     """The open batches: how far one is, what they earn, how long they take."""
-    me, store = active(request), request.app.state.site.store
+    me, store = require_active_annotator(request), request.app.state.site.store
     found = []
     with store.read() as session:
         offered = select(Batch).where(Batch.state == "open", ~_of_application()).order_by(Batch.id)
@@ -177,11 +181,11 @@ def _texts(queue: TaskQueue, sample: Sample, settings: BatchSettings) -> dict[st
     """The texts of a sample's page, as HTML."""
     guidelines = samples.guidelines(queue.store)
     return {
-        "prompt": [(role, shown(text, settings.markdown)) for role, text in sample.prompt],
-        "input": shown(sample.input) if sample.input.strip() else "",
-        "responses": [shown(text, settings.markdown) for text in sample.responses],
-        "guidelines": formatted(guidelines) if guidelines else "",
-        "explanation": shown(sample.explanation) if sample.explanation else "",
+        "prompt": [(role, render_text(text, settings.markdown)) for role, text in sample.prompt],
+        "input": render_text(sample.input) if sample.input.strip() else "",
+        "responses": [render_text(text, settings.markdown) for text in sample.responses],
+        "guidelines": render_markdown(guidelines) if guidelines else "",
+        "explanation": render_text(sample.explanation) if sample.explanation else "",
     }
 
 
@@ -214,7 +218,7 @@ def shown_sample(
         "choices": samples.choices(count, settings),
         "scales": {k: v for k, v in samples.SCALES.items() if getattr(settings, k)},
         "error": error,
-        "missing": samples.missing(error, values, count) if error else "",
+        "missing": samples.first_faulty_field(error, values, count) if error else "",
         "key": str(uuid.uuid4()),
         "reasons": REASONS,
         "longest": LONGEST,
@@ -316,7 +320,7 @@ def _submit(queue: TaskQueue, assignment: str, form: Any, key: str) -> tuple[int
     vote = queue.submit(assignment, given, key)
     assert row is not None  # the queue took it
     _, _, settings = settings_of(queue.store, queue.batch)
-    taken = taken_of(given, row.order, settings)
+    taken = vote_columns(given, row.order, settings)
     if any(
         getattr(vote, name) != taken[name] for name in ("rating", "ranking", "scales", "rationale")
     ):

@@ -16,16 +16,22 @@ from torch import Tensor
 
 from laurel.verify.language import kl, optimum
 from laurel_worlds.experiments.comparison import (
-    clearly,
-    command,
-    corrected,
-    figure,
+    correction_note,
+    draw_figure,
     interval,
     interval_text,
+    make_parser,
+    markdown_table,
     seeds_of,
-    table,
+    sign_if_clear,
 )
-from laurel_worlds.experiments.overoptimisation import BETAS, GRID, LANGUAGE, at, scaled
+from laurel_worlds.experiments.overoptimisation import (
+    BETAS,
+    GRID,
+    LANGUAGE,
+    column_on_grid,
+    standardised_scores,
+)
 from laurel_worlds.experiments.ranking import fit_pairs
 
 PROMPTS, FEATURES, PAIRS = 6, 20, 1000
@@ -46,7 +52,7 @@ def of_seed(seed: int, agreement: float) -> Found:
     """
     draw = torch.Generator().manual_seed(seed)
     feature_XNF = torch.randn(PROMPTS, LANGUAGE.N, FEATURES, dtype=torch.float64, generator=draw)
-    gold = tastes(feature_XNF, agreement, draw)
+    gold = draw_group_rewards(feature_XNF, agreement, draw)
     x_N = torch.randint(PROMPTS, (PAIRS,), generator=draw)
     one_N, two_N = torch.randint(LANGUAGE.N, (2, PAIRS), generator=draw)
     who_N, luck_N = torch.rand(2, PAIRS, dtype=torch.float64, generator=draw)
@@ -56,18 +62,21 @@ def of_seed(seed: int, agreement: float) -> Found:
         # one number decides who judges a pair and another what they say, at every share alike
         won_N = luck_N < torch.where(who_N < share, gap["B"], gap["A"]).sigmoid()
         weight_F = fit_pairs(feature_XNF[x_N, one_N], feature_XNF[x_N, two_N], won_N)
-        found[share] = gold_of_optima(scaled(feature_XNF @ weight_F), gold)
+        found[share] = gold_of_optima(standardised_scores(feature_XNF @ weight_F), gold)
     return found
 
 
-def tastes(feature_XNF: Tensor, agreement: float, draw: torch.Generator) -> dict[str, Tensor]:
+def draw_group_rewards(
+    feature_XNF: Tensor, agreement: float, draw: torch.Generator
+) -> dict[str, Tensor]:
     """Both groups' gold rewards [X, N], linear in the features along vectors of this cosine."""
     basis_FC, _ = torch.linalg.qr(torch.randn(FEATURES, 2, dtype=torch.float64, generator=draw))
     taste_FC = basis_FC @ torch.tensor(
         [[1.0, agreement], [0.0, (1 - agreement**2) ** 0.5]], dtype=torch.float64
     )
     return {
-        name: scaled(feature_XNF @ taste_F) for name, taste_F in zip("AB", taste_FC.T, strict=True)
+        name: standardised_scores(feature_XNF @ taste_F)
+        for name, taste_F in zip("AB", taste_FC.T, strict=True)
     }
 
 
@@ -78,7 +87,7 @@ def gold_of_optima(score_XN: Tensor, gold: dict[str, Tensor]) -> dict[str, float
     for policy_XN in (ref_XN, *(optimum(ref_XN, score_XN, beta) for beta in BETAS)):
         a, b = (float((policy_XN.exp() * gold_XN).sum(1).mean()) for gold_XN in gold.values())
         path.append((float(kl(policy_XN, ref_XN).mean()), a, b))
-    return {name: at(path, column)[FAR] for column, name in enumerate(gold, start=1)}
+    return {name: column_on_grid(path, column)[FAR] for column, name in enumerate(gold, start=1)}
 
 
 MADE = len(AGREEMENTS) * 2 * len(SHARES)
@@ -97,14 +106,14 @@ def verdicts(seeds: list[Found]) -> list[str]:
             for few, many in pairwise(SHARES)
         }
         pieces = "; ".join(
-            f"{where} {word[clearly(gap, MADE)]} ({interval_text(gap, of=MADE)})"
+            f"{where} {word[sign_if_clear(gap, MADE)]} ({interval_text(gap, of=MADE)})"
             for where, gap in steps.items()
         )
         lines.append(f"{group}'s gold reward as B's share grows: {pieces}.")
     alone = {"A": [s[1.0]["A"] for s in seeds], "B": [s[0.0]["B"] for s in seeds]}
     for group, gap in alone.items():
         lines.append(
-            f"Without any label of its own, {group}'s gold reward {word[clearly(gap, MADE)]}"
+            f"Without any label of its own, {group}'s gold reward {word[sign_if_clear(gap, MADE)]}"
             f" against the reference ({interval_text(gap, of=MADE)})."
         )
     return lines
@@ -112,10 +121,10 @@ def verdicts(seeds: list[Found]) -> list[str]:
 
 def main() -> None:
     """Run the seeds at both agreements, print tables and verdicts, draw the figure."""
-    asked = seeds_of(command(__doc__, seeds=20).parse_args())
+    asked = seeds_of(make_parser(__doc__, seeds=20).parse_args())
     torch.set_num_threads(1)
     curves = {}
-    print(corrected(MADE))
+    print(correction_note(MADE))
     for agreement in AGREEMENTS:
         seeds = [of_seed(seed, agreement) for seed in asked]
         rows = [
@@ -124,7 +133,7 @@ def main() -> None:
         ]
         print(
             f"Tastes of cosine {agreement:g}:\n\n"
-            + table(["share of B's labels", "A's gold reward", "B's gold reward"], rows)
+            + markdown_table(["share of B's labels", "A's gold reward", "B's gold reward"], rows)
             + "\n"
         )
         print("\n".join(verdicts(seeds)) + "\n")
@@ -135,7 +144,7 @@ def main() -> None:
         "x": "share of the labels that group B gave",
         "y": "gold reward, deviations of the reference",
     }
-    print(figure("annotators", curves, **axes, title="Whose labels, whose model"))
+    print(draw_figure("annotators", curves, **axes, title="Whose labels, whose model"))
 
 
 if __name__ == "__main__":

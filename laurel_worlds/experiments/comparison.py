@@ -24,7 +24,7 @@ Curve = tuple[Sequence[float], Sequence[float]]  # x and y
 Found = TypeVar("Found")
 
 
-def command(about: str | None, seeds: int = 8) -> argparse.ArgumentParser:
+def make_parser(about: str | None, seeds: int = 8) -> argparse.ArgumentParser:
     """The options of every script; `seeds_of` reads them."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, formatter_class=shape, allow_abbrev=False)
@@ -46,7 +46,7 @@ def seeds_of(args: argparse.Namespace) -> range:
     return range(args.first_seed, args.first_seed + args.seeds)
 
 
-def over(seeds: Sequence[int], of_seed: Callable[[int, Path], Found]) -> list[Found]:
+def run_seeds(seeds: Sequence[int], of_seed: Callable[[int, Path], Found]) -> list[Found]:
     """`of_seed(seed, folder)` for each, in an empty folder of its own.
 
     How far it is goes to stderr.
@@ -81,7 +81,7 @@ def interval_text(values: Sequence[float], digits: int = 2, of: int = 1) -> str:
     return f"{value:.{digits}f} +- {half:.{digits}f}"
 
 
-def clearly(values: Sequence[float], of: int = 1) -> int:
+def sign_if_clear(values: Sequence[float], of: int = 1) -> int:
     """1 or -1 where the interval of the values lies on one side of 0; else 0.
 
     The values are paired differences, one per seed.
@@ -90,7 +90,7 @@ def clearly(values: Sequence[float], of: int = 1) -> int:
     return 1 if value - half > 0 else -1 if value + half < 0 else 0
 
 
-def compared(
+def comparison_words(
     gaps: Mapping[str, Sequence[float]], words: Mapping[int, str], digits: int = 2
 ) -> dict[str, str]:
     """All comparisons of an experiment by name: `word (mean +- half)`.
@@ -99,12 +99,12 @@ def compared(
     """
     of = len(gaps)
     return {
-        name: f"{words[clearly(gap, of)]} ({interval_text(gap, digits, of)})"
+        name: f"{words[sign_if_clear(gap, of)]} ({interval_text(gap, digits, of)})"
         for name, gap in gaps.items()
     }
 
 
-def corrected(count: int) -> str:
+def correction_note(count: int) -> str:
     """What is printed above verdicts."""
     return (
         f"Verdicts: paired by seed; the intervals of all {count} comparisons hold together at 95 %"
@@ -114,12 +114,12 @@ def corrected(count: int) -> str:
 
 def print_verdicts(gaps: Mapping[str, Sequence[float]], unclear: str = "not told apart") -> None:
     """The verdict of each comparison, a line each, under what they have in common."""
-    print(corrected(len(gaps)))
-    for what, verdict in compared(gaps, {1: "better", -1: "worse", 0: unclear}, 3).items():
+    print(correction_note(len(gaps)))
+    for what, verdict in comparison_words(gaps, {1: "better", -1: "worse", 0: unclear}, 3).items():
         print(f"{what}: {verdict}.")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, its columns padded so that a terminal can be read too."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [
@@ -131,7 +131,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def figure(name: str, curves: Mapping[str, Curve], *, x: str, y: str, title: str) -> Path:
+def draw_figure(name: str, curves: Mapping[str, Curve], *, x: str, y: str, title: str) -> Path:
     """Draw labelled curves to docs/figures/NAME.svg, small and the same bytes every time."""
     import matplotlib
 

@@ -24,13 +24,13 @@ from laurel.rollout.pack import pack
 from laurel.rollout.sampler import Sampler, rollout
 from laurel.train.loop import train
 from laurel_worlds.experiments.comparison import (
-    command,
-    corrected,
+    correction_note,
     interval,
     interval_text,
-    over,
+    make_parser,
+    markdown_table,
+    run_seeds,
     seeds_of,
-    table,
 )
 
 METHODS = {
@@ -82,7 +82,7 @@ def write_data(folder: Path, seed: int) -> None:
 
 
 @torch.no_grad()
-def measured(folder: Path, model: Path) -> dict[str, float]:
+def measure_model(folder: Path, model: Path) -> dict[str, float]:
     """Mean log-probability of the pairs' answers, and the share of held-out sums right.
 
     Of chosen and rejected answers.
@@ -132,7 +132,7 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
         **common,
     )
     start = train("sft", sft, quiet=True).model
-    found = {"sft": measured(folder, start)}
+    found = {"sft": measure_model(folder, start)}
     for number, (label, (name, options)) in enumerate(METHODS.items()):
         config = TrainConfig(
             model=str(start),
@@ -144,7 +144,7 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
             **common,
             **options,
         )
-        found[label] = measured(folder, train(name, config, quiet=True).model)
+        found[label] = measure_model(folder, train(name, config, quiet=True).model)
     return found
 
 
@@ -171,17 +171,17 @@ def verdicts(seeds: list[dict[str, dict[str, float]]]) -> list[str]:
 
 def main() -> None:
     """Print the table of all seeds, then the verdicts."""
-    seeds = over(seeds_of(command(__doc__).parse_args()), of_seed)
+    seeds = run_seeds(seeds_of(make_parser(__doc__).parse_args()), of_seed)
     rows = [
         [label, *(interval_text([seed[label][name] for seed in seeds]) for name in SHOWN)]
         for label in ("sft", *METHODS)
     ]
     print(
-        table(
+        markdown_table(
             ["method", "log-prob of chosen", "of rejected", "margin", "held-out sums right"], rows
         )
     )
-    print("\n".join(["", corrected(MADE), *verdicts(seeds)]))
+    print("\n".join(["", correction_note(MADE), *verdicts(seeds)]))
 
 
 if __name__ == "__main__":

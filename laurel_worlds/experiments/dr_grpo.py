@@ -23,15 +23,15 @@ from laurel.model.scratch import save_scratch
 from laurel.train.loop import train
 from laurel.weight.group import centred, standardised
 from laurel_worlds.experiments.comparison import (
-    clearly,
-    command,
-    corrected,
-    figure,
+    correction_note,
+    draw_figure,
     interval,
     interval_text,
-    over,
+    make_parser,
+    markdown_table,
+    run_seeds,
     seeds_of,
-    table,
+    sign_if_clear,
 )
 from laurel_worlds.experiments.online_dpo import write_lines
 
@@ -56,7 +56,7 @@ MADE = (
 )  # comparisons: each loss and side over training, and the two losses with each other
 
 
-def closed_form(p: float, *, by_std: bool) -> float:
+def group_weight_in_theory(p: float, *, by_std: bool) -> float:
     """c_G(p): the expected push on a prompt's logit of success over p(1-p), the true one.
 
     1 would be exact.
@@ -74,7 +74,7 @@ def closed_form(p: float, *, by_std: bool) -> float:
     return push / (p * (1 - p))
 
 
-def through_the_code(p: float, *, by_std: bool) -> float:
+def group_weight_in_code(p: float, *, by_std: bool) -> float:
     """The same by laurel's own weights over every one of the 2^G groups."""
     reward_PG = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * GROUP)
     chance_P = torch.where(reward_PG == 1, p, 1 - p).prod(1)
@@ -183,33 +183,42 @@ def of_seed(seed: int, folder: Path) -> dict[tuple[str, str], list[float]]:
     return found
 
 
-def ends(curve: Sequence[float]) -> tuple[float, float]:
+def mean_length_at_ends(curve: Sequence[float]) -> tuple[float, float]:
     """Mean length over the first five and the last five steps."""
     return mean(curve[:5]), mean(curve[-5:])
 
 
 def verdicts(seeds: Sequence[Mapping[tuple[str, str], Sequence[float]]]) -> list[str]:
     """What the difficulty's weights say, and how lengths changed, where the interval is clear."""
-    most, middle = closed_form(LEVELS[0], by_std=True), closed_form(0.5, by_std=True)
+    most, middle = (
+        group_weight_in_theory(LEVELS[0], by_std=True),
+        group_weight_in_theory(0.5, by_std=True),
+    )
     lines = [
         f"difficulty: dividing by the group's deviation weighs a prompt solved {LEVELS[0]:.0%} of"
         f" the time {most / middle:.2f} times as much as one solved half of the time; without the"
-        f" division all weigh {closed_form(0.5, by_std=False):.3f}."
+        f" division all weigh {group_weight_in_theory(0.5, by_std=False):.3f}."
     ]
     words = {1: "grew", -1: "shrank", 0: "did not clearly change"}
     for label in LOSSES:
         for side in ("wrong", "right"):
-            change = [last - first for first, last in (ends(seed[label, side]) for seed in seeds)]
+            change = [
+                last - first
+                for first, last in (mean_length_at_ends(seed[label, side]) for seed in seeds)
+            ]
             lines.append(
-                f"length, {label}: {side} answers {words[clearly(change, MADE)]}"
+                f"length, {label}: {side} answers {words[sign_if_clear(change, MADE)]}"
                 f" ({interval_text(change, 1, MADE)} tokens)."
             )
     gaps = {
-        label: [ends(s[label, "wrong"])[1] - ends(s[label, "right"])[1] for s in seeds]
+        label: [
+            mean_length_at_ends(s[label, "wrong"])[1] - mean_length_at_ends(s[label, "right"])[1]
+            for s in seeds
+        ]
         for label in LOSSES
     }
     more = [a - b for a, b in zip(*gaps.values(), strict=True)]
-    how = {1: "larger", -1: "smaller", 0: "not clearly other"}[clearly(more, MADE)]
+    how = {1: "larger", -1: "smaller", 0: "not clearly other"}[sign_if_clear(more, MADE)]
     what = "length: at the end, wrong minus right is"
     lines.append(
         f"{what} {how} when a row is divided by its own length than by a constant"
@@ -220,15 +229,17 @@ def verdicts(seeds: Sequence[Mapping[tuple[str, str], Sequence[float]]]) -> list
 
 def main() -> None:
     """Print both tables, then the verdicts; draw the figure."""
-    asked = seeds_of(command(__doc__).parse_args())
+    asked = seeds_of(make_parser(__doc__).parse_args())
     columns = [
-        (form, by_std) for by_std in (True, False) for form in (closed_form, through_the_code)
+        (form, by_std)
+        for by_std in (True, False)
+        for form in (group_weight_in_theory, group_weight_in_code)
     ]
     rows = [
         [f"{p:g}", *(f"{form(p, by_std=by_std):.4f}" for form, by_std in columns)] for p in LEVELS
     ]
     print(
-        table(
+        markdown_table(
             [
                 "success rate",
                 "over std, closed form",
@@ -239,8 +250,8 @@ def main() -> None:
             rows,
         )
     )
-    seeds = over(asked, of_seed)
-    cells = {key: [ends(seed[key]) for seed in seeds] for key in seeds[0]}
+    seeds = run_seeds(asked, of_seed)
+    cells = {key: [mean_length_at_ends(seed[key]) for seed in seeds] for key in seeds[0]}
     rows = [
         [
             *key,
@@ -251,11 +262,11 @@ def main() -> None:
     ]
     print(
         "\n"
-        + table(
+        + markdown_table(
             ["a row divided by", "answers", "length, first 5 steps", "length, last 5 steps"], rows
         )
     )
-    print("\n".join(["", corrected(MADE), *verdicts(seeds)]))
+    print("\n".join(["", correction_note(MADE), *verdicts(seeds)]))
     curves = {
         f"{side}, {label}": (
             list(range(1, STEPS + 1)),
@@ -270,7 +281,7 @@ def main() -> None:
     }
     title = "The reward is a coin that length does not touch"
     y = "tokens (mean over seeds and 5 steps)"
-    print(f"\n{figure('dr_grpo', curves, x='step', y=y, title=title)}")
+    print(f"\n{draw_figure('dr_grpo', curves, x='step', y=y, title=title)}")
 
 
 if __name__ == "__main__":

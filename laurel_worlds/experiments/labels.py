@@ -28,12 +28,12 @@ from laurel.train.loop import train
 from laurel_feedback.statistics.labels import labels_of
 from laurel_feedback.statistics.votes import Poll, file_polls
 from laurel_worlds.experiments.comparison import (
-    command,
     interval_text,
-    over,
+    make_parser,
+    markdown_table,
     print_verdicts,
+    run_seeds,
     seeds_of,
-    table,
 )
 
 HELD_OUT = 0.2
@@ -139,7 +139,7 @@ def on_held_out(scorer: Path, judge: Votes, known: dict[str, Text]) -> tuple[flo
 
 def main() -> None:
     """Run the seeds, print the table and the verdicts."""
-    parser = command(__doc__, seeds=8)
+    parser = make_parser(__doc__, seeds=8)
     parser.add_argument(
         "folder",
         type=Path,
@@ -149,10 +149,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     asked = seeds_of(args)
-    seeds = over(asked, partial(of_seed, source=args.folder, model=args.model))
+    seeds = run_seeds(asked, partial(of_seed, source=args.folder, model=args.model))
     print(f"LLMFAO, {HELD_OUT:.0%} of the pairs held out; {SETTING}; {asked}.\n")
     print(
-        table(
+        markdown_table(
             ["labels", *MEASURED],
             [
                 [way, *(interval_text([s[way][k] for s in seeds], 3) for k in range(2))]

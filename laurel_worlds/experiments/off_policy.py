@@ -19,21 +19,21 @@ from laurel.core.config import TrainConfig
 from laurel.train.loop import train
 from laurel_worlds.experiments.comparison import (
     Curve,
-    command,
-    figure,
+    draw_figure,
     interval,
     interval_text,
-    over,
+    make_parser,
+    markdown_table,
     print_verdicts,
+    run_seeds,
     seeds_of,
-    table,
 )
 from laurel_worlds.experiments.online_dpo import (
     HERE,
     LIMIT,
     WORLDS,
     kl_to,
-    samples,
+    sample_groups,
     score,
     start_model,
     write_lines,
@@ -95,7 +95,7 @@ def fixed_log(folder: Path, start: Path) -> Path:
 
     As many groups as a run samples.
     """
-    groups = samples(folder, start, STEPS * PROMPTS, GROUP)
+    groups = sample_groups(folder, start, STEPS * PROMPTS, GROUP)
     best = (max((sample.text for sample in group.samples), key=gold) for group in groups)
     return write_lines(folder / "log.jsonl", ({"prompt": "?", "completion": text} for text in best))
 
@@ -128,7 +128,7 @@ def of_seed(
     """
     start = start_model(folder, seed)
     log = fixed_log(folder, start)
-    drawn = samples(folder, start, 64, GROUP)
+    drawn = sample_groups(folder, start, 64, GROUP)
     found = {
         (("start model", 0), 0.0): {
             "gold": mean(gold(s.text) for group in drawn for s in group.samples),
@@ -150,7 +150,7 @@ def of_seed(
             **options,
         )
         model = train(name, config, quiet=True).model
-        after = samples(folder, model, 64, GROUP)
+        after = sample_groups(folder, model, 64, GROUP)
         golds = [gold(sample.text) for group in after for sample in group.samples]
         found[(label, steps), rate] = {"gold": mean(golds), "kl": kl_to(start, model, after)}
     return found
@@ -158,7 +158,7 @@ def of_seed(
 
 def tune(seeds: range) -> None:
     """Print the mean gold reward of every run at every rate, and its best rate."""
-    found = over(seeds, partial(of_seed, rates=dict.fromkeys(runs(), RATES)))
+    found = run_seeds(seeds, partial(of_seed, rates=dict.fromkeys(runs(), RATES)))
     rows = []
     for run in runs():
         golds = {rate: mean(seed[run, rate]["gold"] for seed in found) for rate in RATES}
@@ -170,12 +170,12 @@ def tune(seeds: range) -> None:
                 f"{max(golds, key=golds.__getitem__):g}",
             ]
         )
-    print(table(["method", "steps", *(f"{rate:g}" for rate in RATES), "best rate"], rows))
+    print(markdown_table(["method", "steps", *(f"{rate:g}" for rate in RATES), "best rate"], rows))
 
 
 def main() -> None:
     """Print the table of all seeds, then the verdicts; draw the figure. Or search for the rates."""
-    parser = command(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--tune", action="store_true", help="search for every method's learning rate instead"
     )
@@ -188,10 +188,10 @@ def main() -> None:
             f"the rates were tuned on seeds {TUNED[0]} to {TUNED[-1]}: take others, such as"
             " --first-seed 100."
         )
-    found = over(asked, partial(of_seed, rates={run: [RATE[run]] for run in runs()}))
+    found = run_seeds(asked, partial(of_seed, rates={run: [RATE[run]] for run in runs()}))
     seeds = [{run: value for (run, _), value in seed.items()} for seed in found]  # one rate each
     header = ["method", "samples", "updates", "learning rate", "gold reward", "KL to the start"]
-    print(table(header, [row_of(run, seeds) for run in seeds[0]]) + "\n")
+    print(markdown_table(header, [row_of(run, seeds) for run in seeds[0]]) + "\n")
     gaps = {
         f"{one}, {many} steps, against {other}, {few} steps": [
             s[one, many]["gold"] - s[other, few]["gold"] for s in seeds
@@ -201,7 +201,7 @@ def main() -> None:
     print_verdicts(gaps, "not clearly better or worse")
     title = f"Each batch used once, or {REUSE} times"
     lines = curves(seeds)
-    print(f"\n{figure('off_policy', lines, x='samples drawn', y='gold reward', title=title)}")
+    print(f"\n{draw_figure('off_policy', lines, x='samples drawn', y='gold reward', title=title)}")
 
 
 def row_of(run: Run, seeds: Sequence[Results]) -> list[str]:

@@ -26,15 +26,15 @@ from laurel.rollout.pack import pack
 from laurel.rollout.sampler import Sampler, rollout
 from laurel.train.loop import train
 from laurel_worlds.experiments.comparison import (
-    clearly,
-    command,
-    corrected,
-    figure,
+    correction_note,
+    draw_figure,
     interval,
     interval_text,
-    over,
+    make_parser,
+    markdown_table,
+    run_seeds,
     seeds_of,
-    table,
+    sign_if_clear,
 )
 
 LETTERS, SHARE, LIMIT = (
@@ -115,7 +115,7 @@ def start_model(folder: Path, seed: int) -> Path:
     return train("sft", config, quiet=True).model
 
 
-def samples(
+def sample_groups(
     folder: Path, model: Path, groups: int, size: int, *, limit: int = LIMIT
 ) -> list[Group]:
     """`groups` groups of `size` completions of the prompt by a saved model."""
@@ -143,7 +143,7 @@ def offline_pairs(folder: Path, start: Path) -> list[tuple[str, str]]:
 
     Ties will be left out.
     """
-    drawn = samples(folder, start, 2 * STEPS * PAIRS, 2)
+    drawn = sample_groups(folder, start, 2 * STEPS * PAIRS, 2)
     return [
         (a.text, b.text)
         for a, b in (group.samples for group in drawn)
@@ -168,14 +168,14 @@ def of_seed(seed: int, folder: Path) -> dict[tuple[str, str, float], dict[str, f
         pairs = write_lines(folder / f"{world}.jsonl", rows)
         for way in ("offline", "online"):
             for beta in BETAS:
-                model = trained(way, world, beta, start, pairs, seed)
-                after = samples(folder, model, 64, 4)
+                model = train_dpo(way, world, beta, start, pairs, seed)
+                after = sample_groups(folder, model, 64, 4)
                 golds = [gold(sample.text) for group in after for sample in group.samples]
                 found[world, way, beta] = {"gold": mean(golds), "kl": kl_to(start, model, after)}
     return found
 
 
-def trained(way: str, world: str, beta: float, start: Path, pairs: Path, seed: int) -> Path:
+def train_dpo(way: str, world: str, beta: float, start: Path, pairs: Path, seed: int) -> Path:
     """The model that DPO makes of the start model: offline from the pairs, or online."""
     folder = pairs.parent
     online: dict[str, Any] = {
@@ -208,22 +208,22 @@ def verdicts(seeds: Sequence[Results]) -> list[str]:
             b: [s[world, "online", b]["gold"] - s[world, "offline", b]["gold"] for s in seeds]
             for b in BETAS
         }
-        better = [f"{beta:g}" for beta in BETAS if clearly(gaps[beta], MADE) > 0]
-        worse = [f"{beta:g}" for beta in BETAS if clearly(gaps[beta], MADE) < 0]
+        better = [f"{beta:g}" for beta in BETAS if sign_if_clear(gaps[beta], MADE) > 0]
+        worse = [f"{beta:g}" for beta in BETAS if sign_if_clear(gaps[beta], MADE) < 0]
         where_better, where_worse = (
             f"at beta {', '.join(betas)}" if betas else "at no beta" for betas in (better, worse)
         )
         lines.append(
             f"{world}: online is clearly better {where_better}, clearly worse {where_worse}."
         )
-        lines.append(sensitivity(world, seeds))
-    return [*lines, coverage(seeds)]
+        lines.append(sensitivity_verdict(world, seeds))
+    return [*lines, coverage_verdict(seeds)]
 
 
 HOW = {1: "more", -1: "less", 0: "not clearly more or less"}
 
 
-def sensitivity(world: str, seeds: Sequence[Results]) -> str:
+def sensitivity_verdict(world: str, seeds: Sequence[Results]) -> str:
     """How much the reward varies over beta, offline against online."""
     offline, online = (
         [max(golds) - min(golds) for golds in (_over_betas(s, world, way) for s in seeds)]
@@ -231,13 +231,13 @@ def sensitivity(world: str, seeds: Sequence[Results]) -> str:
     )
     more = [a - b for a, b in zip(offline, online, strict=True)]
     return (
-        f"{world}: offline is {HOW[clearly(more, MADE)]} sensitive to beta: best minus worst"
+        f"{world}: offline is {HOW[sign_if_clear(more, MADE)]} sensitive to beta: best minus worst"
         f" {interval_text(offline)} offline, {interval_text(online)} online,"
         f" difference {interval_text(more, of=MADE)}."
     )
 
 
-def coverage(seeds: Sequence[Results]) -> str:
+def coverage_verdict(seeds: Sequence[Results]) -> str:
     """What it costs, at the best beta, that the optimum lies out of the start model's reach."""
     offline, online = (
         [max(_over_betas(s, "near", way)) - max(_over_betas(s, "far", way)) for s in seeds]
@@ -246,7 +246,7 @@ def coverage(seeds: Sequence[Results]) -> str:
     apart = [a - b for a, b in zip(offline, online, strict=True)]
     return (
         "coverage: at each one's best beta, moving the optimum out of the start model's reach"
-        f" costs offline {HOW[clearly(apart, MADE)]} ({interval_text(offline)} against"
+        f" costs offline {HOW[sign_if_clear(apart, MADE)]} ({interval_text(offline)} against"
         f" {interval_text(online)}, difference {interval_text(apart, of=MADE)})."
     )
 
@@ -257,7 +257,7 @@ def _over_betas(seed: Results, world: str, way: str) -> list[float]:
 
 def main() -> None:
     """Print the table of all seeds, then the verdicts; draw the figure."""
-    seeds = over(seeds_of(command(__doc__).parse_args()), of_seed)
+    seeds = run_seeds(seeds_of(make_parser(__doc__).parse_args()), of_seed)
     rows = [
         [
             world,
@@ -282,11 +282,11 @@ def main() -> None:
         for beta in BETAS
     ]
     print(
-        table(
+        markdown_table(
             ["optimum", "beta", "gold, offline", "gold, online", "KL, offline", "KL, online"], rows
         )
     )
-    print("\n".join(["", corrected(MADE), *verdicts(seeds)]))
+    print("\n".join(["", correction_note(MADE), *verdicts(seeds)]))
     curves = {
         f"{way}, optimum {world}": (
             [interval([s[world, way, beta]["kl"] for s in seeds])[0] for beta in BETAS],
@@ -297,7 +297,7 @@ def main() -> None:
     }
     title = f"DPO at beta {BETAS[0]:g} (right) to {BETAS[-1]:g} (left)"
     x = "KL to the start model, nats per completion"
-    print(f"\n{figure('online_dpo', curves, x=x, y='gold reward', title=title)}")
+    print(f"\n{draw_figure('online_dpo', curves, x=x, y='gold reward', title=title)}")
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ from laurel.reward.learned import COMBINE
 from laurel.verify.language import Language, best_of_n, kl, optimum
 from laurel_worlds.experiments.comparison import (
     Curve,
-    clearly,
-    command,
-    corrected,
-    figure,
+    correction_note,
+    draw_figure,
     interval_text,
+    make_parser,
+    markdown_table,
     seeds_of,
-    table,
+    sign_if_clear,
 )
 from laurel_worlds.experiments.ranking import fit_pairs
 
@@ -50,7 +50,7 @@ MADE = (
 )  # comparisons: rise and fall; ensembles; alpha
 
 
-def scaled(score_XN: Tensor) -> Tensor:
+def standardised_scores(score_XN: Tensor) -> Tensor:
     """With mean 0 and deviation 1 over all answers: [X, N]."""
     return (score_XN - score_XN.mean()) / score_XN.std(correction=0)
 
@@ -71,7 +71,9 @@ class World:
         )
         true_F = torch.randn(FEATURES, dtype=torch.float64, generator=self.draw)
         odd_XN = self.feature_XNF.square().sum(2) - FEATURES
-        self.gold_XN = scaled(self.feature_XNF @ (true_F / true_F.norm()) - ODD * odd_XN)
+        self.gold_XN = standardised_scores(
+            self.feature_XNF @ (true_F / true_F.norm()) - ODD * odd_XN
+        )
         self.p_XN = torch.full_like(self.gold_XN, 1 / LANGUAGE.N)
 
     def pairs(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,7 +96,9 @@ class World:
         picks = [torch.arange(count), *torch.randint(count, (more, count), generator=self.draw)]
         return torch.stack(
             [
-                scaled(self.feature_XNF @ fit_pairs(*(column[pick] for column in pairs)))
+                standardised_scores(
+                    self.feature_XNF @ fit_pairs(*(column[pick] for column in pairs))
+                )
                 for pick in picks
             ]
         )
@@ -142,7 +146,7 @@ class World:
         return self.path(seen, score_XN)
 
 
-def at(path: Points, column: int) -> list[float]:
+def column_on_grid(path: Points, column: int) -> list[float]:
     """One column (1 proxy, 2 gold) at the KLs of GRID, linear in between.
 
     The path must reach as far.
@@ -158,7 +162,7 @@ def at(path: Points, column: int) -> list[float]:
     return found
 
 
-def law(path: Points) -> tuple[float, float]:
+def fit_overoptimisation_law(path: Points) -> tuple[float, float]:
     """alpha of gold = d (alpha - beta d), d = sqrt KL, by least squares up to GRID's end; and R^2.
     Gao et al. 2022, arXiv:2210.10760.
     """
@@ -187,8 +191,8 @@ def of_seed(seed: int) -> Found:
                 (world.best(score_XN), world.tilted(score_XN), world.climbed(score_XN)),
                 strict=True,
             ):
-                gold, proxy = at(path, 2), at(path, 1)
-                alpha, fits = law(path)
+                gold, proxy = column_on_grid(path, 2), column_on_grid(path, 1)
+                alpha, fits = fit_overoptimisation_law(path)
                 found[f"{way}, {count}, {name}"] = {
                     "peak": max(gold),
                     "kl": GRID[gold.index(max(gold))],
@@ -205,12 +209,12 @@ def of_seed(seed: int) -> Found:
     return found
 
 
-def less(seeds: list[Found], a: tuple[str, str], b: tuple[str, str]) -> list[float]:
+def paired_differences(seeds: list[Found], a: tuple[str, str], b: tuple[str, str]) -> list[float]:
     """Paired differences over the seeds: measure a less measure b, each a label and a name."""
     return [seed[a[0]][a[1]] - seed[b[0]][b[1]] for seed in seeds]
 
 
-def lines(seeds: list[Found], labels: list[str]) -> list[list[str]]:
+def table_rows(seeds: list[Found], labels: list[str]) -> list[list[str]]:
     """The rows of a table: for each label its peak, where, the end, and the law's fit."""
     names = ("peak", "kl", "end", "alpha", "fits")
     return [
@@ -233,32 +237,36 @@ def verdicts(seeds: list[Found]) -> list[str]:
     for way in WAYS:
         for sort, early, end in (("gold", "early", "end"), ("proxy", "proxy early", "proxy end")):
             gaps = {
-                n: less(seeds, (f"{way}, {n}, {SINGLE}", end), (f"{way}, {n}, {SINGLE}", early))
+                n: paired_differences(
+                    seeds, (f"{way}, {n}, {SINGLE}", end), (f"{way}, {n}, {SINGLE}", early)
+                )
                 for n in PAIRS
             }
             pieces = ", ".join(
-                f"{moved[clearly(gap, MADE)]} ({interval_text(gap, of=MADE)}) with {n} pairs"
+                f"{moved[sign_if_clear(gap, MADE)]} ({interval_text(gap, of=MADE)}) with {n} pairs"
                 for n, gap in gaps.items()
             )
             lines.append(f"{way}: from {EARLY:g} to {GRID[-1]:g} nats the {sort} reward {pieces}")
         for name in COMBINE:
             gaps = {
-                c: less(seeds, (f"{way}, {FEW}, {name}", c), (f"{way}, {FEW}, {SINGLE}", c))
+                c: paired_differences(
+                    seeds, (f"{way}, {FEW}, {name}", c), (f"{way}, {FEW}, {SINGLE}", c)
+                )
                 for c in ("peak", "end")
             }
             pieces = " and ".join(
-                f"{word[clearly(gap, MADE)]} at the {c} ({interval_text(gap, of=MADE)})"
+                f"{word[sign_if_clear(gap, MADE)]} at the {c} ({interval_text(gap, of=MADE)})"
                 for c, gap in gaps.items()
             )
             lines.append(f"{way}, {FEW} pairs: {name} against a single proxy: gold {pieces}")
     for few, many in pairwise(PAIRS):
-        grew = less(
+        grew = paired_differences(
             seeds,
             (f"best of n, {many}, {SINGLE}", "alpha"),
             (f"best of n, {few}, {SINGLE}", "alpha"),
         )
         lines.append(
-            f"alpha, {many} against {few} pairs: {word[clearly(grew, MADE)]}"
+            f"alpha, {many} against {few} pairs: {word[sign_if_clear(grew, MADE)]}"
             f" ({interval_text(grew, of=MADE)})"
         )
     return [line + "." for line in lines]
@@ -266,7 +274,7 @@ def verdicts(seeds: list[Found]) -> list[str]:
 
 def main() -> None:
     """Run the worlds, print two tables and the verdicts, draw the figure."""
-    asked = seeds_of(command(__doc__, seeds=24).parse_args())
+    asked = seeds_of(make_parser(__doc__, seeds=24).parse_args())
     torch.set_num_threads(1)
     seeds = [of_seed(seed) for seed in asked]
     header = [
@@ -277,16 +285,22 @@ def main() -> None:
         "alpha",
         "R^2",
     ]
-    print(table(header, lines(seeds, [f"{way}, {n}, {SINGLE}" for way in WAYS for n in PAIRS])))
+    print(
+        markdown_table(
+            header, table_rows(seeds, [f"{way}, {n}, {SINGLE}" for way in WAYS for n in PAIRS])
+        )
+    )
     print(
         "\n"
-        + table(
+        + markdown_table(
             header,
-            lines(seeds, [f"{way}, {FEW}, {name}" for way in WAYS for name in (SINGLE, *COMBINE)]),
+            table_rows(
+                seeds, [f"{way}, {FEW}, {name}" for way in WAYS for name in (SINGLE, *COMBINE)]
+            ),
         )
         + "\n"
     )
-    print(corrected(MADE))
+    print(correction_note(MADE))
     print(*verdicts(seeds), sep="\n")
     curves: dict[str, Curve] = {}
     shown = [
@@ -300,7 +314,7 @@ def main() -> None:
             [sum(seed[label][name][k] for seed in seeds) / len(seeds) for k in range(len(GRID))],
         )
     print(
-        figure(
+        draw_figure(
             "overoptimisation",
             curves,
             x="KL to the reference, nats",

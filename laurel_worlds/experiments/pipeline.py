@@ -20,13 +20,13 @@ from laurel.pipeline.compare import over_training
 from laurel.pipeline.plan import Plan, read_plan
 from laurel.pipeline.run import Pipeline
 from laurel_worlds.experiments.comparison import (
-    command,
-    compared,
-    corrected,
+    comparison_words,
+    correction_note,
     interval_text,
-    over,
+    make_parser,
+    markdown_table,
+    run_seeds,
     seeds_of,
-    table,
 )
 
 PLAN = Path(__file__).resolve().parents[2] / "examples" / "addition-rlhf.yaml"
@@ -42,7 +42,7 @@ NAMES = {"gain": "hidden judge", "learned": "learned reward"}
 Measured = dict[str, float]
 
 
-def carried_out(plan: Plan) -> Measured:
+def run_pipeline(plan: Plan) -> Measured:
     """The figures of one pipeline, and the peak and the end of the hidden judge over training.
 
     Means of blocks of steps.
@@ -83,7 +83,7 @@ def of_seed(
     """
     where, found = {"seed": seed, "output_dir": str(folder)}, {}
     for beta in betas:
-        found[beta] = carried_out(read_plan(path, where, [*changes, f"policy.beta={beta}"]))
+        found[beta] = run_pipeline(read_plan(path, where, [*changes, f"policy.beta={beta}"]))
         told_so_far = ", ".join(f"{name} {value:.3f}" for name, value in found[beta].items())
         print(f"seed {seed}, beta {beta:g}: {told_so_far}", file=sys.stderr, flush=True)
     return found
@@ -91,18 +91,22 @@ def of_seed(
 
 def main() -> None:
     """Run the seeds, print the table and the verdicts."""
-    parser = command(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("plan", nargs="?", default=str(PLAN), help="a plan of `laurel pipeline`")
     parser.add_argument("--betas", type=float, nargs="+", default=[0.3, 0.02], metavar="BETA")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE")
     args = parser.parse_args()
     asked = seeds_of(args)
-    seeds = over(asked, partial(of_seed, path=args.plan, betas=args.betas, changes=args.set))
+    seeds = run_seeds(asked, partial(of_seed, path=args.plan, betas=args.betas, changes=args.set))
     rows = [
         [f"{beta:g}", *(interval_text([s[beta][name] for s in seeds], 3) for name in COLUMNS)]
         for beta in args.betas
     ]
-    print(f"{Path(args.plan).name}; {asked}.\n\n" + table(["beta", *COLUMNS.values()], rows) + "\n")
+    print(
+        f"{Path(args.plan).name}; {asked}.\n\n"
+        + markdown_table(["beta", *COLUMNS.values()], rows)
+        + "\n"
+    )
     for beta in args.betas:
         print(
             f"beta {beta:g}, by seed: "
@@ -113,9 +117,9 @@ def main() -> None:
         for beta in args.betas
         for name, what in NAMES.items()
     }
-    print("\n" + corrected(len(gaps)))
+    print("\n" + correction_note(len(gaps)))
     words = {1: "rose", -1: "fell", 0: "did not clearly move"}
-    for what, verdict in compared(gaps, words, 3).items():
+    for what, verdict in comparison_words(gaps, words, 3).items():
         print(f"{what} {verdict}.")
 
 

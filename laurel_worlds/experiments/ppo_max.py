@@ -21,17 +21,17 @@ from laurel.core.config import TrainConfig
 from laurel.model.scratch import save_scratch
 from laurel.train.loop import train
 from laurel_worlds.experiments.comparison import (
-    command,
-    compared,
-    corrected,
-    figure,
+    comparison_words,
+    correction_note,
+    draw_figure,
     interval,
     interval_text,
-    over,
+    make_parser,
+    markdown_table,
+    run_seeds,
     seeds_of,
-    table,
 )
-from laurel_worlds.experiments.online_dpo import samples, write_lines
+from laurel_worlds.experiments.online_dpo import sample_groups, write_lines
 
 NEXT = {"a": "bcd", "b": "cde", "c": "def", "d": "efg", "e": "fga", "f": "gab", "g": "abc"}
 """The language: what may follow a letter, with chances .6, .3 and .1."""
@@ -116,7 +116,7 @@ def gold(text: str) -> float:
     return (mean(allowed) if allowed else 0.0) + min(text.count("g"), ENOUGH) / ENOUGH
 
 
-def speak(rng: random.Random) -> str:
+def draw_sentence(rng: random.Random) -> str:
     """Ten letters of the language."""
     text = rng.choice(list(NEXT))
     while len(text) < LETTERS:
@@ -128,7 +128,8 @@ def start_model(folder: Path, seed: int) -> Path:
     """A small model that has learnt the language by imitation, and the prompt in prompts.jsonl."""
     rng = random.Random(seed)
     data = write_lines(
-        folder / "sft.jsonl", ({"prompt": "?", "completion": speak(rng)} for _ in range(6400))
+        folder / "sft.jsonl",
+        ({"prompt": "?", "completion": draw_sentence(rng)} for _ in range(6400)),
     )
     write_lines(folder / "prompts.jsonl", ({"prompt": "?"} for _ in range(ROWS)))
     save_scratch(
@@ -160,7 +161,7 @@ def reward_model(folder: Path, start: Path, seed: int) -> Path:
     They are judged by gold, one verdict in four turned round.
     """
     rng, rows = random.Random(seed), []
-    for group in samples(folder, start, 2 * PAIRS, 2, limit=LIMIT):
+    for group in sample_groups(folder, start, 2 * PAIRS, 2, limit=LIMIT):
         good, bad = sorted((sample.text for sample in group.samples), key=gold, reverse=True)
         if gold(good) > gold(bad):
             good, bad = (bad, good) if rng.random() < NOISE else (good, bad)
@@ -213,12 +214,12 @@ def of_seed(
                 device="cpu",
                 **options,
             )
-            known[key] = watched(train("ppo", config, quiet=True))
+            known[key] = measure_run(train("ppo", config, quiet=True))
         found[label] = known[key]
     return found
 
 
-def watched(run: Any) -> dict[str, Any]:
+def measure_run(run: Any) -> dict[str, Any]:
     """Gold per step.
 
     Over the last five steps gold, KL to the start, share of distinct completions, learned reward;
@@ -240,13 +241,13 @@ def watched(run: Any) -> dict[str, Any]:
     }
 
 
-def shown(seeds: list[dict[str, dict[str, Any]]]) -> str:
+def results_table(seeds: list[dict[str, dict[str, Any]]]) -> str:
     """The table of what was measured."""
     rows = [
         [label, *(interval_text([seed[label][name] for seed in seeds]) for name in SHOWN)]
         for label in seeds[0]
     ]
-    return table(["PPO with", *SHOWN.values()], rows)
+    return markdown_table(["PPO with", *SHOWN.values()], rows)
 
 
 def verdicts(seeds: list[dict[str, dict[str, Any]]]) -> list[str]:
@@ -259,10 +260,12 @@ def verdicts(seeds: list[dict[str, dict[str, Any]]]) -> list[str]:
         for name, what in (("end", "gold at the end"), ("distinct", "distinct completions"))
         if name == "end" or other == "plain PPO"
     }
-    lines = [corrected(len(gaps))]
+    lines = [correction_note(len(gaps))]
     lines += [
         f"{what}: {said}."
-        for what, said in compared(gaps, {1: "higher", -1: "lower", 0: "not clearly other"}).items()
+        for what, said in comparison_words(
+            gaps, {1: "higher", -1: "lower", 0: "not clearly other"}
+        ).items()
     ]
     falls = {
         label: [seed[label]["peak"] - seed[label]["end"] for seed in seeds] for label in METHODS
@@ -280,20 +283,20 @@ def main() -> None:
 
     Or search for betas and rate.
     """
-    parser = command(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--tune", action="store_true", help="try every beta and rate instead")
     args = parser.parse_args()
     asked = seeds_of(args)
     if args.tune:
-        print(shown(over(asked, partial(of_seed, methods=SEARCHED))))
+        print(results_table(run_seeds(asked, partial(of_seed, methods=SEARCHED))))
         return
     if set(asked) & set(TUNED):
         raise SystemExit(
             f"betas are chosen on seeds {TUNED[0]} to {TUNED[-1]}: take others, such as"
             " --first-seed 100."
         )
-    seeds = over(asked, partial(of_seed, methods=METHODS))
-    print(shown(seeds) + "\n")
+    seeds = run_seeds(asked, partial(of_seed, methods=METHODS))
+    print(results_table(seeds) + "\n")
     print("\n".join(verdicts(seeds)))
     curves = {
         label: (
@@ -310,7 +313,7 @@ def main() -> None:
     }
     title = "A learned reward is maximised; the hidden one is shown"
     y = "gold reward (mean over seeds and 5 steps)"
-    print(f"\n{figure('ppo_max', curves, x='step', y=y, title=title)}")
+    print(f"\n{draw_figure('ppo_max', curves, x='step', y=y, title=title)}")
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from torch import Tensor
 from laurel.core.sample import Batch, Comparisons, Key
 from laurel.objective.reward import bradley_terry
 from laurel_worlds.experiments.comparison import (
-    clearly,
-    command,
-    corrected,
-    figure,
+    correction_note,
+    draw_figure,
     interval,
     interval_text,
+    make_parser,
+    markdown_table,
     seeds_of,
-    table,
+    sign_if_clear,
 )
 
 FEATURES, ANSWERS, LOOKS, HELD_OUT = (
@@ -166,7 +166,7 @@ def verdict(better: str, worse: str, found: dict[str, list[dict[str, float]]]) -
     return (
         f"{better} against {worse}: "
         + "; ".join(
-            f"{where} {word[clearly(gap, MADE)]} ({interval_text(gap, 3, MADE)})"
+            f"{where} {word[sign_if_clear(gap, MADE)]} ({interval_text(gap, 3, MADE)})"
             for where, gap in gaps.items()
         )
         + "."
@@ -175,7 +175,7 @@ def verdict(better: str, worse: str, found: dict[str, list[dict[str, float]]]) -
 
 def main() -> None:
     """Run the seeds at every bias and crowd size; print tables and verdicts, draw the figure."""
-    asked = seeds_of(command(__doc__, seeds=40).parse_args())
+    asked = seeds_of(make_parser(__doc__, seeds=40).parse_args())
     torch.set_num_threads(1)
     biases = {
         f"bias {bias:g}": [of_seed(seed, bias, ANNOTATORS) for seed in asked] for bias in BIASES
@@ -184,10 +184,10 @@ def main() -> None:
         f"{crowd} annotators": [of_seed(seed, CROWD_BIAS, crowd) for seed in asked]
         for crowd in CROWDS
     }
-    print(corrected(MADE))
+    print(correction_note(MADE))
     for found in (biases, crowds):
         print(
-            table(
+            markdown_table(
                 ["", *NAMES],
                 [
                     [where, *(interval_text([s[name] for s in seeds], 3) for name in NAMES)]
@@ -207,7 +207,7 @@ def main() -> None:
         "y": "correlation with the truth, held out",
     }
     print(
-        figure(
+        draw_figure(
             "ranking",
             curves,
             **axes,

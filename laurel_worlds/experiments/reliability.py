@@ -29,18 +29,18 @@ from laurel.model.scratch import save_scratch
 from laurel.reward.load import load_reward
 from laurel.train.loop import train
 from laurel_feedback.exchange.export import export
-from laurel_feedback.exchange.load import load
-from laurel_feedback.store.assign import Answer, taken_of
+from laurel_feedback.exchange.load import import_file
+from laurel_feedback.store.assign import Answer, vote_columns
 from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Annotator, Assignment, Item, Vote
 from laurel_worlds.experiments.comparison import (
-    command,
     interval_text,
-    over,
+    make_parser,
+    markdown_table,
     print_verdicts,
+    run_seeds,
     seeds_of,
-    table,
 )
 
 LETTERS, SHORTEST, LONGEST = "abcdefgh", 3, 8
@@ -89,7 +89,7 @@ def answers(dice: random.Random) -> tuple[str, str]:
             return one, two
 
 
-def cheat(design: str, who: int, texts: list[str], dice: random.Random) -> bool:
+def cheater_takes_left(design: str, who: int, texts: list[str], dice: random.Random) -> bool:
     """Does this cheater take the left answer?"""
     if design == "guess":
         return dice.random() < 0.5
@@ -98,7 +98,7 @@ def cheat(design: str, who: int, texts: list[str], dice: random.Random) -> bool:
     return len(texts[0]) >= len(texts[1])
 
 
-def voted(folder: Path, dice: random.Random, design: str) -> Store:
+def make_voted_store(folder: Path, dice: random.Random, design: str) -> Store:
     """A database of items with VOTES votes each.
 
     A third of the annotators cheat as the design says.
@@ -109,7 +109,7 @@ def voted(folder: Path, dice: random.Random, design: str) -> Store:
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     store, settings = Store(str(folder / "votes.db")), pair_settings()
-    load(store, folder / "rows.jsonl", "claim", settings=settings)
+    import_file(store, folder / "rows.jsonl", "claim", settings=settings)
     with store.write() as session:
         people = [
             Annotator(pseudonym=f"a{k}", state="active", consent="keep 1", made_at=0.0)
@@ -137,7 +137,7 @@ def takes_left(design: str, who: int, texts: list[str], dice: random.Random) -> 
     """Does this annotator take the left answer? The first CHEATERS of them cheat."""
     gap = quality(texts[0]) - quality(texts[1])
     honest = dice.random() < 1 / (1 + math.exp(-SHARP * gap))
-    return honest if who >= CHEATERS else cheat(design, who, texts, dice)
+    return honest if who >= CHEATERS else cheater_takes_left(design, who, texts, dice)
 
 
 def add_vote(
@@ -159,7 +159,7 @@ def add_vote(
         )
     )
     session.flush()
-    taken = taken_of(Answer(rating=1 if left else 4), order, pair_settings())
+    taken = vote_columns(Answer(rating=1 if left else 4), order, pair_settings())
     session.add(Vote(assignment_id=name, revision=1, key=name, made_at=0.0, **taken))
 
 
@@ -186,7 +186,7 @@ def majority(store: Store, out: Path) -> None:
     out.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def plain(path: Path) -> None:
+def flatten_conversations(path: Path) -> None:
     """Conversations as texts, for a model of letters without a chat template."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     spoken = [
@@ -203,7 +203,7 @@ def plain(path: Path) -> None:
     )
 
 
-def allowed(way: str) -> tuple[Setting, ...]:
+def settings_for(way: str) -> tuple[Setting, ...]:
     """Soft labels are smooth already."""
     return tuple(setting for setting in SETTINGS if not (way == BOTH and setting[1]))
 
@@ -215,7 +215,7 @@ def of_design(
     dice, found = random.Random(seed), {}
     folder.mkdir()
     save_scratch(folder / "model", alphabet=LETTERS + "0123456789=", seed=seed, **TINY)
-    store = voted(folder, dice, design)
+    store = make_voted_store(folder, dice, design)
     clean = [answers(dice) for _ in range(HELD_OUT)]
     for way, columns in WAYS.items():
         path = folder / f"{way.replace(' ', '-')}.jsonl"
@@ -223,7 +223,7 @@ def of_design(
             majority(store, path)
         else:
             export(store, "claim", "preferences", path, columns=columns)
-            plain(path)
+            flatten_conversations(path)
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         right = mean(quality(row["chosen"]) > quality(row["rejected"]) for row in rows)
         for number, setting in enumerate(tried[way]):
@@ -266,7 +266,7 @@ def of_seed(
     """(design, way, setting) -> what was measured."""
     found = {}
     for design in designs:
-        tried = {way: allowed(way) if tuning else (SETTING[way],) for way in WAYS}
+        tried = {way: settings_for(way) if tuning else (SETTING[way],) for way in WAYS}
         for (way, setting), measured in of_design(
             seed, folder / design.replace(" ", "-"), design, tried
         ).items():
@@ -284,16 +284,16 @@ def tune(seeds: range) -> None:
 
     In the design in which cheaters take the longer answer.
     """
-    found, rows = over(seeds, partial(of_seed, designs=DESIGNS[-1:], tuning=True)), []
+    found, rows = run_seeds(seeds, partial(of_seed, designs=DESIGNS[-1:], tuning=True)), []
     for way in WAYS:
         got = {
             setting: mean(seed[DESIGNS[-1], way, setting][1] for seed in found)
-            for setting in allowed(way)
+            for setting in settings_for(way)
         }
         cells = [f"{got[setting]:.3f}" if setting in got else "" for setting in SETTINGS]
         rows.append([way, *cells, str(max(got, key=got.__getitem__))])
     print(
-        table(
+        markdown_table(
             ["export", *(f"{rate:g}, {eps:g}" for rate, eps in SETTINGS), "best: rate, smoothing"],
             rows,
         )
@@ -302,7 +302,7 @@ def tune(seeds: range) -> None:
 
 def main() -> None:
     """Run the seeds, print the table and the verdicts. Or search for the settings."""
-    parser = command(__doc__, seeds=8)
+    parser = make_parser(__doc__, seeds=8)
     parser.add_argument(
         "--tune",
         action="store_true",
@@ -327,7 +327,7 @@ def main() -> None:
         )
     seeds = [
         {(d, w): measured for (d, w, _), measured in seed.items()}
-        for seed in over(asked, partial(of_seed, designs=args.designs, tuning=False))
+        for seed in run_seeds(asked, partial(of_seed, designs=args.designs, tuning=False))
     ]
     rows = [
         [
@@ -344,7 +344,7 @@ def main() -> None:
         f" each; {asked}.\n"
     )
     print(
-        table(
+        markdown_table(
             [
                 "cheaters",
                 "export",

@@ -30,14 +30,14 @@ from laurel.rollout.pack import pack
 from laurel.rollout.sampler import Sampler, rollout
 from laurel.train.loop import train
 from laurel_worlds.experiments.comparison import (
-    clearly,
-    command,
-    corrected,
-    figure,
+    correction_note,
+    draw_figure,
     interval_text,
-    over,
+    make_parser,
+    markdown_table,
+    run_seeds,
     seeds_of,
-    table,
+    sign_if_clear,
 )
 
 LETTERS, LENGTH, LONGEST = "abcdefgh", 6, 8
@@ -99,7 +99,7 @@ def write(path: Path, rows: Sequence[dict[str, str]]) -> str:
     return str(path)
 
 
-def imitate(folder: Path, seed: int) -> Path:
+def train_sft(folder: Path, seed: int) -> Path:
     """The SFT model: a tiny model from nothing, on demonstrations. Writes prompts.jsonl too."""
     rng = random.Random(seed)
     prompts = [
@@ -128,7 +128,7 @@ def imitate(folder: Path, seed: int) -> Path:
     return train("sft", config, quiet=True).model
 
 
-def sampled(
+def sample_answers(
     model: Path, rows: Sequence[Row], count: int, seed: int
 ) -> tuple[list[str], list[list[str]]]:
     """Prompts and `count` answers to each."""
@@ -140,7 +140,7 @@ def sampled(
 
 
 @torch.no_grad()
-def nats(model: Path, start: Path, rows: Sequence[Row]) -> float:
+def kl_in_nats(model: Path, start: Path, rows: Sequence[Row]) -> float:
     """KL(model || start) in nats per answer, estimated on four samples of each prompt."""
     policy, reference = (
         load_policy(TrainConfig(model=str(name), device="cpu")) for name in (model, start)
@@ -156,7 +156,9 @@ def preferences(model: Path, folder: Path, seed: int) -> tuple[str, float]:
     Equal answers are no pair.
     """
     rng, rows, wrong = random.Random(seed + 1), [], []
-    prompts, answers = sampled(model, load_rows(str(folder / "prompts.jsonl"))[:PAIRS], 2, seed)
+    prompts, answers = sample_answers(
+        model, load_rows(str(folder / "prompts.jsonl"))[:PAIRS], 2, seed
+    )
     for prompt, (one, two) in zip(prompts, answers, strict=True):
         gap = gold(prompt, one) - gold(prompt, two)
         won = rng.random() < 1 / (1 + math.exp(-gap))
@@ -186,7 +188,7 @@ def reward_model(model: Path, pairs: str, output: Path, seed: int) -> Path:
     return train("reward", config, quiet=True).model
 
 
-def improve(
+def train_on_reward(
     name: str, start: Path, scorer: Path, folder: Path, output: Path, seed: int, **options: object
 ) -> Path:
     """Any row of the table from the SFT model, on the learned reward.
@@ -212,7 +214,7 @@ def improve(
     ).model
 
 
-def measured(
+def measure_answers(
     prompts: Sequence[str], answers: Sequence[str], before: Sequence[str], scorer: Path
 ) -> dict[str, float]:
     """Mean learned and gold reward, and how often each prefers these answers to those of SFT.
@@ -237,7 +239,7 @@ def measured(
 
 def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     """Everything from one start: label -> what was measured."""
-    start = imitate(folder, seed)
+    start = train_sft(folder, seed)
     pairs, wrong = preferences(start, folder, seed)
     scorer = reward_model(start, pairs, folder / "reward", seed)
     write(
@@ -252,11 +254,13 @@ def of_seed(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     rows = load_rows(str(folder / "prompts.jsonl"))[:400]
     for number, (label, (name, options)) in enumerate(METHODS.items()):
         extra = {"dataset": str(folder / "chosen.jsonl")} if name == "sft" else {}
-        model = improve(name, start, scorer, folder, folder / str(number), seed, **options, **extra)
-        prompts, answers = sampled(model, rows, 1, 13)
+        model = train_on_reward(
+            name, start, scorer, folder, folder / str(number), seed, **options, **extra
+        )
+        prompts, answers = sample_answers(model, rows, 1, 13)
         found[label] = {
-            **measured(prompts, [texts[0] for texts in answers], before, scorer),
-            "kl": nats(model, start, rows),
+            **measure_answers(prompts, [texts[0] for texts in answers], before, scorer),
+            "kl": kl_in_nats(model, start, rows),
         }
     return found
 
@@ -266,7 +270,7 @@ def without_training(
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """What was measured of demonstrations, SFT and best-of-n; the answers to compare with."""
     rows = load_rows(str(folder / "prompts.jsonl"))[:400]
-    prompts, many = sampled(start, rows, BEST + 1, 11)
+    prompts, many = sample_answers(start, rows, BEST + 1, 11)
     # the last answer to each prompt is what the others are compared with
     before, many = [texts[BEST] for texts in many], [texts[:BEST] for texts in many]
     demonstrations = load_rows(str(folder / "demos.jsonl"))[:400]
@@ -275,7 +279,9 @@ def without_training(
         "SFT": [texts[0] for texts in many],
         f"best of {BEST}": best_of_n(prompts, many, scorer),
     }
-    found = {label: measured(prompts, texts, before, scorer) for label, texts in shown.items()}
+    found = {
+        label: measure_answers(prompts, texts, before, scorer) for label, texts in shown.items()
+    }
     found[f"best of {BEST}"]["kl"] = math.log(BEST) - (BEST - 1) / BEST
     return found, before
 
@@ -295,7 +301,7 @@ def best_of_n(prompts: list[str], many: list[list[str]], scorer: Path) -> list[s
 
 def main() -> None:
     """Run the seeds, print the table and the verdicts, draw the figure."""
-    seeds = over(seeds_of(command(__doc__).parse_args()), of_seed)
+    seeds = run_seeds(seeds_of(make_parser(__doc__).parse_args()), of_seed)
     columns = ("gold", "gold wins", "learned", "learned wins", "kl")
     rows = [
         [
@@ -307,7 +313,7 @@ def main() -> None:
         ]
         for label in ORDER
     ]
-    print(table(HEADER, rows))
+    print(markdown_table(HEADER, rows))
     print(f"\nLabels against the gold reward: {interval_text([s['SFT']['wrong'] for s in seeds])}.")
     print_comparisons(seeds)
     points = {
@@ -318,7 +324,7 @@ def main() -> None:
         for label in ORDER[1:]
     }
     print(
-        figure(
+        draw_figure(
             "rlhf",
             points,
             x="KL to SFT, nats per answer",
@@ -333,7 +339,7 @@ def print_comparisons(seeds: Sequence[dict[str, dict[str, float]]]) -> None:
     steps = ((ORDER[4], ORDER[3]), ("RLOO", "RAFT"), ("PPO", "RAFT"))
     paired = (*((label, "SFT") for label in ORDER[2:]), *steps)
     made = 2 * len(paired)
-    print("\n" + corrected(made))
+    print("\n" + correction_note(made))
     for better, worse in paired:
         gaps = {
             name: [s[better][name] - s[worse][name] for s in seeds] for name in ("gold", "learned")
@@ -342,7 +348,7 @@ def print_comparisons(seeds: Sequence[dict[str, dict[str, float]]]) -> None:
         print(
             f"{better} against {worse}: "
             + ", ".join(
-                f"{way[clearly(g, made)]} {name} reward ({interval_text(g, of=made)})"
+                f"{way[sign_if_clear(g, made)]} {name} reward ({interval_text(g, of=made)})"
                 for name, g in gaps.items()
             )
             + "."

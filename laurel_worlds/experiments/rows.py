@@ -17,15 +17,15 @@ from typing import Any
 
 import laurel
 from laurel_worlds.experiments.comparison import (
-    clearly,
-    command,
-    corrected,
-    figure,
+    correction_note,
+    draw_figure,
     interval,
     interval_text,
-    over,
+    make_parser,
+    markdown_table,
+    run_seeds,
     seeds_of,
-    table,
+    sign_if_clear,
 )
 
 STEPS, EVERY, HELD_OUT = 24, 6, 400
@@ -36,7 +36,7 @@ RATES = (2e-4, 6e-4)
 Curve = list[float]  # held-out accuracy before training and after every EVERY steps
 
 
-def achieved(
+def hindsight_prompts(
     prompts: Sequence[str], completions: Sequence[str], **columns: Any
 ) -> list[str | None]:
     """The sum that an answer would have been right for: 12+34= and 40 -> 12+28=; None without."""
@@ -60,7 +60,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "gspo": GROUPS,
     "cispo": GROUPS,
     "reinforce_pp": SINGLE,
-    "hindsight": {**GROUPS, "relabel": achieved},
+    "hindsight": {**GROUPS, "relabel": hindsight_prompts},
     "es": {
         "max_completion_length": 6,
         "prompts_per_step": 16,
@@ -73,7 +73,7 @@ RATE = {**dict.fromkeys(ROWS, 2e-4), "sft": 6e-4}
 """What `--tune --first-seed 0 --seeds 1` found best."""
 
 
-def trained(row: str, rate: float, seed: int, folder: Path, steps: int = STEPS) -> Curve:
+def train_row(row: str, rate: float, seed: int, folder: Path, steps: int = STEPS) -> Curve:
     """Train the small start model by one row; its accuracy on held-out sums, every EVERY steps."""
     options: dict[str, Any] = {"max_steps": steps, "warmup_steps": 5, "eval_size": HELD_OUT}
     run = laurel.train(
@@ -90,23 +90,23 @@ def trained(row: str, rate: float, seed: int, folder: Path, steps: int = STEPS) 
     return [line["eval/accuracy"] for line in run.metrics() if "eval/accuracy" in line]
 
 
-def start(seed: int, folder: Path) -> float:
+def start_accuracy(seed: int, folder: Path) -> float:
     """The start model's accuracy on the sums that the seed holds out: a step of no length."""
-    return trained("rloo", 1e-30, seed, folder, steps=1)[-1]
+    return train_row("rloo", 1e-30, seed, folder, steps=1)[-1]
 
 
 def tune(seeds: Sequence[int]) -> None:
     """The mean accuracy at the end of every row at every rate."""
 
     def of_seed(seed: int, folder: Path) -> dict[str, list[float]]:
-        return {row: [trained(row, rate, seed, folder)[-1] for rate in RATES] for row in ROWS}
+        return {row: [train_row(row, rate, seed, folder)[-1] for rate in RATES] for row in ROWS}
 
-    found = over(seeds, of_seed)
+    found = run_seeds(seeds, of_seed)
     lines = [
         [row, *(f"{mean(one[row][i] for one in found):.3f}" for i in range(len(RATES)))]
         for row in ROWS
     ]
-    print(table(["row", *(f"{rate:g}" for rate in RATES)], lines))
+    print(markdown_table(["row", *(f"{rate:g}" for rate in RATES)], lines))
 
 
 def show(found: Sequence[dict[str, Curve]]) -> None:
@@ -117,10 +117,14 @@ def show(found: Sequence[dict[str, Curve]]) -> None:
     lines = [["start model", "", began, "", ""]]
     for row, gap in gaps.items():
         ends = interval_text([one[row][-1] for one in found], 3)
-        verdict = {1: "better", -1: "worse", 0: "not told apart"}[clearly(gap, made)]
+        verdict = {1: "better", -1: "worse", 0: "not told apart"}[sign_if_clear(gap, made)]
         lines.append([row, f"{RATE[row]:g}", ends, interval_text(gap, 3, made), verdict])
-    print(corrected(made))
-    print(table(["row", "learning rate", "held-out sums right", "gain (paired)", "verdict"], lines))
+    print(correction_note(made))
+    print(
+        markdown_table(
+            ["row", "learning rate", "held-out sums right", "gain (paired)", "verdict"], lines
+        )
+    )
 
 
 def draw(found: Sequence[dict[str, Curve]]) -> None:
@@ -131,22 +135,22 @@ def draw(found: Sequence[dict[str, Curve]]) -> None:
         at_step = zip(*(one[row] for one in found), strict=True)
         curves[row] = (list(steps), [interval(values)[0] for values in at_step])
     title = f"Thirteen rows from one start model, {len(found)} seeds"
-    figure("rows", curves, x="steps of 128 answers", y="held-out sums right", title=title)
+    draw_figure("rows", curves, x="steps of 128 answers", y="held-out sums right", title=title)
 
 
 def main() -> None:
     """Tune, or train every row on every seed and print the table."""
-    parser = command(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--tune", action="store_true", help="every rate, to find the best")
     args = parser.parse_args()
     if args.tune:
         return tune(seeds_of(args))
 
     def of_seed(seed: int, folder: Path) -> dict[str, Curve]:
-        began = start(seed, folder)
-        return {row: [began, *trained(row, RATE[row], seed, folder)] for row in ROWS}
+        began = start_accuracy(seed, folder)
+        return {row: [began, *train_row(row, RATE[row], seed, folder)] for row in ROWS}
 
-    found = over(seeds_of(args), of_seed)
+    found = run_seeds(seeds_of(args), of_seed)
     show(found)
     draw(found)
 

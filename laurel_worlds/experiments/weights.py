@@ -6,9 +6,9 @@ The votes of `reliability`, and a linear model.
 
 Prints a table and the verdicts of three designs: cheaters who guess, who take the left slot, or who
 take the longer answer. Labels, weights and soft labels are laurel's
-(`laurel_feedback.exchange.rows.opinions`); the reward model is Bradley-Terry, linear in the share
-of each letter and in the length, so that it can take the short cut and can do without. Every way
-has the ridge that did best on the seeds TUNED of its design: `--tune` repeats the search
+(`laurel_feedback.exchange.rows.pair_opinions`); the reward model is Bradley-Terry, linear in the
+share of each letter and in the length, so that it can take the short cut and can do without. Every
+way has the ridge that did best on the seeds TUNED of its design: `--tune` repeats the search
 (`--first-seed 0 --seeds 10`). A seed takes a tenth of a second or two, so differences that are
 small can be told.
 """
@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from laurel_feedback.exchange.rows import opinions
+from laurel_feedback.exchange.rows import pair_opinions
 from laurel_worlds.experiments.comparison import (
-    command,
     interval_text,
-    over,
+    make_parser,
+    markdown_table,
     print_verdicts,
+    run_seeds,
     seeds_of,
-    table,
 )
 
 LETTERS, SHORTEST, LONGEST = "abcdefgh", 3, 8
@@ -100,7 +100,9 @@ def votes(design: str, dice: random.Random) -> tuple[list[Pair], list[list[tuple
     return pairs, votes_cast
 
 
-def labelled(votes_cast: list[list[tuple[int, bool]]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def labels_by_way(
+    votes_cast: list[list[tuple[int, bool]]],
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Way -> (chance that the first is better [n], weight [n]).
 
     The majority's, and laurel's opinions as an export would write them.
@@ -118,7 +120,7 @@ def labelled(votes_cast: list[list[tuple[int, bool]]]) -> dict[str, tuple[np.nda
         )
         for n, cast in enumerate(votes_cast)
     ]
-    made = opinions(rated)
+    made = pair_opinions(rated)
     first = np.array([made[str(n), 0, 1][0] for n in range(len(votes_cast))])
     weight = np.array([made[str(n), 0, 1][1] for n in range(len(votes_cast))])
     believed = np.array([float(made[str(n), 0, 1].lead > 0) for n in range(len(votes_cast))])
@@ -140,7 +142,7 @@ def features(texts: list[str]) -> np.ndarray:
     )
 
 
-def fitted(
+def fit_reward_model(
     gap_NF: np.ndarray, first_N: np.ndarray, weight_N: np.ndarray, ridge: float
 ) -> np.ndarray:
     """The minimum of sum w [p softplus(-h) + (1-p) softplus(h)] / mean w + ridge/2 |theta|^2.
@@ -182,9 +184,11 @@ def of_seed(
         truth_N, clean_N = (
             np.array([quality(a) > quality(b) for a, b in some]) for some in (pairs, clean)
         )
-        for way, (first_N, weight_N) in labelled(said).items():
+        for way, (first_N, weight_N) in labels_by_way(said).items():
             for ridge in RIDGES if tuning else (RIDGE[design, way],):
-                right = (clean_NF @ fitted(gap_NF, first_N, weight_N, ridge) > 0) == clean_N
+                right = (
+                    clean_NF @ fit_reward_model(gap_NF, first_N, weight_N, ridge) > 0
+                ) == clean_N
                 found[design, way, ridge] = (
                     float(np.where(first_N == 0.5, 0.5, (first_N > 0.5) == truth_N).mean()),
                     float(right.mean()),
@@ -194,7 +198,7 @@ def of_seed(
 
 def tune(seeds: range) -> None:
     """Print the mean accuracy of every way at every ridge, and its best ridge."""
-    found, rows = over(seeds, partial(of_seed, tuning=True)), []
+    found, rows = run_seeds(seeds, partial(of_seed, tuning=True)), []
     for design in DESIGNS:
         for way in WAYS:
             got = {ridge: mean(seed[design, way, ridge][1] for seed in found) for ridge in RIDGES}
@@ -206,12 +210,16 @@ def tune(seeds: range) -> None:
                     f"{max(got, key=got.__getitem__):g}",
                 ]
             )
-    print(table(["cheaters", "export", *(f"{ridge:g}" for ridge in RIDGES), "best ridge"], rows))
+    print(
+        markdown_table(
+            ["cheaters", "export", *(f"{ridge:g}" for ridge in RIDGES), "best ridge"], rows
+        )
+    )
 
 
 def main() -> None:
     """Run the seeds, print the table and the verdicts. Or search for the ridges."""
-    parser = command(__doc__, seeds=40)
+    parser = make_parser(__doc__, seeds=40)
     parser.add_argument("--tune", action="store_true", help="search for every way's ridge instead")
     args = parser.parse_args()
     asked = seeds_of(args)
@@ -224,7 +232,7 @@ def main() -> None:
         )
     seeds = [
         {(d, w): value for (d, w, _), value in seed.items()}
-        for seed in over(asked, partial(of_seed, tuning=False))
+        for seed in run_seeds(asked, partial(of_seed, tuning=False))
     ]
     rows = [
         [
@@ -241,7 +249,7 @@ def main() -> None:
         f" each; {asked}.\n"
     )
     print(
-        table(
+        markdown_table(
             ["cheaters", "export", "ridge", "labels right", "reward model right on clean pairs"],
             rows,
         )

@@ -16,7 +16,7 @@ def few_models(monkeypatch):
     """The search for a model, shortened to two: what is printed is the point. `folder` and the
     pages' blocks search them all.
     """
-    monkeypatch.setattr(fit, "grid", lambda: [Rates(), Logistic("heads", 100.0)])
+    monkeypatch.setattr(fit, "candidate_models", lambda: [Rates(), Logistic("heads", 100.0)])
 
 
 @pytest.fixture(scope="module")

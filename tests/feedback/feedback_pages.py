@@ -105,7 +105,7 @@ class Visitor:
 
     def come_in(self, votes="keep", **fields):
         """Be invited, come, sign; the pseudonym."""
-        pseudonym, token = accounts.invite(self.store)
+        pseudonym, token = accounts.invite_annotator(self.store)
         self.get(f"/invite/{token}")
         self.send({})
         self.send({"votes": votes, "agree": "1", **fields}, ending="/consent")

@@ -23,7 +23,9 @@ def rate(store, people_count=4):
     """
     rng = random.Random(0)
     for n in range(people_count):
-        cookie = accounts.accept(store, accounts.invite(store, pseudonym=f"rater-{n + 1}")[1])
+        cookie = accounts.accept_invitation(
+            store, accounts.invite_annotator(store, pseudonym=f"rater-{n + 1}")[1]
+        )
         identity = accounts.session_of(store, cookie).annotator
         accounts.consent(store, identity, "keep 1")
         with store.write() as session:
@@ -121,7 +123,7 @@ def main():
         sync_playwright() as playwright,
     ):
         accounts.add_admin(store, "pictures", "for the pictures only")
-        _, token = accounts.invite(store, pseudonym="you")
+        _, token = accounts.invite_annotator(store, pseudonym="you")
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1000, "height": 700})
         for name in annotators_pages(store, page, address, token):

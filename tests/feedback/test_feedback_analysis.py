@@ -13,33 +13,33 @@ from laurel.core.errors import UsageError
 from laurel_feedback.statistics.analysis import (
     agreements,
     analyse,
-    first_slot,
+    first_slot_bias,
+    hourly_pay,
     is_right,
-    longer,
-    models,
-    panel,
-    pay,
+    longer_wins,
+    low_effort_signals,
+    model_scores,
     skills,
 )
 from laurel_feedback.statistics.batches import (
-    activity,
     change_settings,
     exposure,
     open_batch,
-    refusal,
+    reason_not_to_open,
     summaries,
+    votes_by_hour,
 )
 from laurel_feedback.statistics.demographics import (
     OTHER,
     SILENT,
-    compose,
+    compute_demographics,
     demographics_of,
-    reference_of,
+    parse_reference,
 )
-from laurel_feedback.statistics.judges import by_response, judge_card, verdict_of
+from laurel_feedback.statistics.judges import judge_card, status_by_response, verdict_of
 from laurel_feedback.statistics.votes import (
     Ballot,
-    Judged,
+    JudgeAnswer,
     Poll,
     batch_poll,
     choices_of,
@@ -49,8 +49,8 @@ from laurel_feedback.store.assign import DISTRESSING, Refused
 from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.model_giveaways import (
     HELD,
-    decide,
-    flagged,
+    decide_held_item,
+    flagged_items,
     read_and_hold,
     telling_words,
 )
@@ -84,14 +84,16 @@ def test_llmfao_through_the_store(store, shared):
         0.2908, abs=1e-3
     )
     assert found.slots.share.value == pytest.approx(0.5, abs=0.02)  # every second one was swapped
-    assert first_slot(plain.choices).share.value == pytest.approx(0.5332, abs=5e-5)
-    assert first_slot(plain.choices).p == pytest.approx(
+    assert first_slot_bias(plain.choices).share.value == pytest.approx(0.5332, abs=5e-5)
+    assert first_slot_bias(plain.choices).p == pytest.approx(
         5.4e-4, rel=0.02
     )  # 1e-6 if votes on one item were independent
     scores = {s.model: s.score for s in found.models.scores}
     assert len(scores) == 59
-    assert scores == pytest.approx({s.model: s.score for s in models(plain.choices).scores}, abs=8)
-    assert found.longer == longer(plain.choices)
+    assert scores == pytest.approx(
+        {s.model: s.score for s in model_scores(plain.choices).scores}, abs=8
+    )
+    assert found.longer == longer_wins(plain.choices)
     assert found.pay.hourly.n == 8931
     assert spent < 5
 
@@ -239,7 +241,7 @@ def test_an_annotator_who_takes_the_first_slot_is_flagged_and_nobody_else(store)
         }
         for n in range(60)
     ]
-    signs = {s.annotator: s for s in panel(batch_poll(store, put(store, votes)))}
+    signs = {s.annotator: s for s in low_effort_signals(batch_poll(store, put(store, votes)))}
     assert "slots" in signs["lazy"].flags
     assert not any("slots" in s.flags for name, s in signs.items() if name != "lazy")
 
@@ -247,9 +249,9 @@ def test_an_annotator_who_takes_the_first_slot_is_flagged_and_nobody_else(store)
 def test_scores_of_models_without_names_or_without_an_order_say_so():
     assert (
         "named models"
-        in models([c for b in [Ballot("i", "w", (0, 1), 1)] for c in choices_of(b)]).reason
+        in model_scores([c for b in [Ballot("i", "w", (0, 1), 1)] for c in choices_of(b)]).reason
     )
-    never = models(
+    never = model_scores(
         [c for b in [Ballot("i", "w", (0, 1), 1, models=("x", "y"))] for c in choices_of(b)]
     )
     assert "never lose" in never.reason
@@ -259,27 +261,29 @@ def test_scores_of_models_without_names_or_without_an_order_say_so():
         )
         for n in range(200)
     ]
-    best, worst = models([c for b in seven for c in choices_of(b)]).scores
+    best, worst = model_scores([c for b in seven for c in choices_of(b)]).scores
     assert best.score - worst.score == pytest.approx(147.1907)
     assert best.low < best.score < best.high
 
 
 def test_a_judges_letters_are_slots_and_failures_are_no_ties():
-    assert [by_response(Judged("i", "a", order)) for order in ((0, 1), (1, 0), ())] == [
+    assert [status_by_response(JudgeAnswer("i", "a", order)) for order in ((0, 1), (1, 0), ())] == [
         "a",
         "b",
         "a",
     ]
-    assert verdict_of([Judged("i", "a", (0, 1)), Judged("i", "b", (1, 0))]) == "a"
-    assert verdict_of([Judged("i", "a", (0, 1)), Judged("i", "a", (1, 0))]) == "inconsistent"
-    assert verdict_of([Judged("i", "error"), Judged("i", "invalid")]) == "invalid"
+    assert verdict_of([JudgeAnswer("i", "a", (0, 1)), JudgeAnswer("i", "b", (1, 0))]) == "a"
+    assert (
+        verdict_of([JudgeAnswer("i", "a", (0, 1)), JudgeAnswer("i", "a", (1, 0))]) == "inconsistent"
+    )
+    assert verdict_of([JudgeAnswer("i", "error"), JudgeAnswer("i", "invalid")]) == "invalid"
     rows = [(f"i{n}", w, "a") for n in range(6) for w in "uv"]
     told = [
-        Judged("i0", "a"),
-        Judged("i1", "b"),
-        Judged("i2", "tie"),
-        Judged("i3", "invalid"),
-        Judged("i4", "error"),
+        JudgeAnswer("i0", "a"),
+        JudgeAnswer("i1", "b"),
+        JudgeAnswer("i2", "tie"),
+        JudgeAnswer("i3", "invalid"),
+        JudgeAnswer("i4", "error"),
     ]
     card = judge_card(poll_of(rows, judges={"j": told}), "j")
     assert card.statuses == {"a": 1, "b": 1, "tie": 1, "invalid": 1, "error": 1}
@@ -289,7 +293,7 @@ def test_a_judges_letters_are_slots_and_failures_are_no_ties():
 def test_a_judge_with_both_orders_shows_its_pull_and_sharpens_win_rates():
     rows = [(f"i{n}", w, "a" if n % 4 else "b") for n in range(20) for w in "uv"]
     told = [
-        Judged(f"i{n}", status, order)
+        JudgeAnswer(f"i{n}", status, order)
         for n in range(60)
         for status, order in (("a", (0, 1)), ("b" if n % 5 else "a", (1, 0)))
     ]
@@ -314,10 +318,10 @@ def test_pay_is_of_time_at_work_and_below_the_floor_a_batch_does_not_open(store)
     votes.append({"item": "i20", "who": "fast", "rating": 1})
     settings = {"pay_per_item": 0.2, "expected_seconds": 30, "pay_floor": 12}
     batch = put(store, votes, state="draft", **settings)
-    found = pay(batch_poll(store, batch))
+    found = hourly_pay(batch_poll(store, batch))
     assert (found.hourly.median, found.hourly.slowest, found.unknown) == (9.0, 6.0, 1)
     assert found.by_annotator == {"fast": pytest.approx(12.0), "slow": pytest.approx(6.0)}
-    assert "9.00 USD an hour" in refusal(store, batch)
+    assert "9.00 USD an hour" in reason_not_to_open(store, batch)
     with pytest.raises(Refused, match=r"not opened.*floor is 12"):
         open_batch(store, batch, actor="c")
     assert summaries(store, batch)[0].state == "draft"
@@ -337,11 +341,11 @@ def test_an_estimate_below_the_floor_is_refused_and_a_few_votes_are_no_pilot(sto
         expected_seconds=60,
         pay_floor=6.01,
     )
-    assert "the pay is 6.00 USD an hour, the floor is 6.01" in refusal(store, cheap)
+    assert "the pay is 6.00 USD an hour, the floor is 6.01" in reason_not_to_open(store, cheap)
     with store.write() as session:
         row = session.get(Batch, cheap)
         row.settings = {**row.settings, "pay_floor": 6.0}
-    assert refusal(store, cheap) == ""
+    assert reason_not_to_open(store, cheap) == ""
 
 
 def test_progress_and_cost_count_what_is_paid(store):
@@ -418,7 +422,7 @@ def test_exposure_and_busy_hours(store, clock):
     ]
     crowd += [{"item": f"c{n}", "who": "flood", "rating": 1, "at": clock.time} for n in range(180)]
     put(store, crowd, name="crowd")
-    hours = activity(store)
+    hours = votes_by_hour(store)
     assert [(h.annotator, h.votes) for h in hours if h.odd] == [("flood", 180)]
     assert sum(h.votes for h in hours) == 386
 
@@ -465,7 +469,8 @@ def test_every_response_is_read_and_held_before_it_is_served(store):
     with store.read() as session:
         kinds = {name: session.get(Item, name).kind for name in items}
         states = {
-            f.item: (f.state, {place for place, _ in f.words}) for f in flagged(session, batch)
+            f.item: (f.state, {place for place, _ in f.words})
+            for f in flagged_items(session, batch)
         }
     assert kinds == {
         "clean": "normal",
@@ -481,8 +486,8 @@ def test_every_response_is_read_and_held_before_it_is_served(store):
         "gold": (HELD, {0}),
     }
     assert summaries(store, batch)[0].held == 3
-    decide(store, "gold", True, actor="c")
-    decide(store, "second", False, actor="c")
+    decide_held_item(store, "gold", True, actor="c")
+    decide_held_item(store, "second", False, actor="c")
     assert read_and_hold(store, batch) == 0  # what was decided stays decided
     with store.read() as session:
         assert [session.get(Item, name).kind for name in ("gold", "second", "third")] == [
@@ -490,7 +495,7 @@ def test_every_response_is_read_and_held_before_it_is_served(store):
             HELD,
             HELD,
         ]
-    decide(store, "second", True, actor="c")
+    decide_held_item(store, "second", True, actor="c")
     with store.read() as session:
         assert session.get(Item, "second").kind == "normal"
 
@@ -514,7 +519,9 @@ def people_of(counts, **more):
 def test_composition_beside_a_population():
     told = people_of({"young": 10, "middle": 8, "old": 2})
     rows = [(f"i{n}", who, "a" if (n + len(who)) % 3 else "b") for n in range(5) for who in told]
-    found = compose(poll_of(rows), told, {"age": {"young": 0.4, "middle": 0.4, "old": 0.2}})
+    found = compute_demographics(
+        poll_of(rows), told, {"age": {"young": 0.4, "middle": 0.4, "old": 0.2}}
+    )
     (age,) = found.composition
     assert age.counts["old"] is None
     assert (
@@ -529,7 +536,7 @@ def test_composition_beside_a_population():
 
 def test_the_distance_is_that_of_the_document():
     told = people_of({"x": 50, "y": 30, "z": 20, None: 7})
-    found = compose(
+    found = compute_demographics(
         poll_of([("i", who, "a") for who in told]), told, {"age": {"x": 0.4, "y": 0.4, "z": 0.2}}
     )
     (age,) = found.composition
@@ -543,7 +550,7 @@ def test_the_distance_is_that_of_the_document():
 
 def test_fewer_than_five_people_are_told_nothing_about():
     told = people_of({"x": 3, "y": 1})
-    (age,) = compose(poll_of([("i", who, "a") for who in told]), told, {}).composition
+    (age,) = compute_demographics(poll_of([("i", who, "a") for who in told]), told, {}).composition
     assert (age.people, age.shares, set(age.counts.values())) == (None, {}, {None})
 
 
@@ -574,11 +581,11 @@ def test_reading_demographics_is_recorded_and_stale_answers_are_not_read(store, 
 )
 def test_a_reference_that_is_none_is_refused(text):
     with pytest.raises(UsageError, match="reference"):
-        reference_of(text)
+        parse_reference(text)
 
 
 def test_a_reference_is_scaled():
-    assert reference_of('{"age": {"x": 1, "y": 3}}') == {"age": {"x": 0.25, "y": 0.75}}
+    assert parse_reference('{"age": {"x": 1, "y": 3}}') == {"age": {"x": 0.25, "y": 0.75}}
 
 
 def test_rankings_of_more_than_two(store):

@@ -36,7 +36,7 @@ ASK = {
 @pytest.fixture
 def application(store):
     """A client with the key of an application."""
-    key = product.new_key(store, "chat")
+    key = product.create_api_key(store, "chat")
     return TestClient(
         create_app(store),
         base_url="http://127.0.0.1:8000",
@@ -136,7 +136,7 @@ def test_a_choice_is_a_whole_number_or_tie(store, application, choice):
     with store.read() as session:
         key = session.scalar(select(ApiKey))
     with pytest.raises(Refused, match="choice"):
-        product.choose(store, key, asked["id"], "u", choice)
+        product.record_choice(store, key, asked["id"], "u", choice)
     thumb = {"prompt": "A tree?", "response": "Laurel.", "up": "yes", "user": "u"}
     assert application.post("/api/v1/thumbs", json=thumb).status_code == 422
     assert stored_votes(store) == []
@@ -184,7 +184,7 @@ def test_every_error_says_what_is_wrong_and_what_to_do(application, monkeypatch)
     def fail(*_):
         raise RuntimeError("secret-detail")
 
-    monkeypatch.setattr(product, "ask", fail)
+    monkeypatch.setattr(product, "ask_comparison", fail)
     client = TestClient(
         application.app,
         base_url="http://127.0.0.1:8000",
@@ -200,8 +200,8 @@ def test_every_error_says_what_is_wrong_and_what_to_do(application, monkeypatch)
 
 
 def test_users_have_pseudonyms_that_survive_a_new_key(store, application, tmp_path):
-    rotated = {"Authorization": f"Bearer {product.new_key(store, 'chat')}"}
-    stranger = {"Authorization": f"Bearer {product.new_key(store, 'other')}"}
+    rotated = {"Authorization": f"Bearer {product.create_api_key(store, 'chat')}"}
+    stranger = {"Authorization": f"Bearer {product.create_api_key(store, 'other')}"}
     names = []
     for headers in ({}, rotated, stranger):
         asked = application.post("/api/v1/comparisons", json=ASK, headers=headers).json()
@@ -279,10 +279,10 @@ def test_keys(store, application):
     with store.read() as session:
         key = session.scalar(select(ApiKey))
         assert len(key.digest) == 64 and key.digest not in application.headers["Authorization"]
-    assert product.revoke(store, "chat") == 1
+    assert product.revoke_api_keys(store, "chat") == 1
     assert application.post("/api/v1/comparisons", json=ASK).status_code == 401
     with pytest.raises(UsageError, match="name"):
-        product.new_key(store, " ")
+        product.create_api_key(store, " ")
 
 
 def test_limits(store, application, monkeypatch):
@@ -440,12 +440,14 @@ def test_the_page_in_a_frame_of_another_site(tmp_path):
     from playwright.sync_api import sync_playwright
 
     with served(tmp_path) as (store, address):
-        key = product.key_of(store, product.new_key(store, "chat"))
-        identity, texts = product.ask(store, key, "A tree?", [("Laurel.", ""), ("Stone.", "")])
+        key = product.api_key_of_token(store, product.create_api_key(store, "chat"))
+        identity, texts = product.ask_comparison(
+            store, key, "A tree?", [("Laurel.", ""), ("Stone.", "")]
+        )
         with store.read() as session:
             user = product.pseudonym_of(session, key, "u")
         until = int(store.now()) + 600
-        url = f"{address}/api/v1/comparisons/{identity}/page?user={user}&until={until}&signature={product.sign(key, identity, user, until)}"
+        url = f"{address}/api/v1/comparisons/{identity}/page?user={user}&until={until}&signature={product.sign_link(key, identity, user, until)}"
         (tmp_path / "site").mkdir()
         (tmp_path / "site" / "index.html").write_text(
             f'<iframe src="{url}" width="600" height="600"></iframe>'

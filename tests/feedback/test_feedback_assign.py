@@ -18,7 +18,7 @@ from laurel_feedback.store.assign import (
     TaskQueue,
     by_place,
     by_slot,
-    taken_of,
+    vote_columns,
 )
 from laurel_feedback.store.batch_settings import BatchSettings
 from laurel_feedback.store.database import Store
@@ -70,8 +70,8 @@ def make_batch(store, items=6, responses=2, name="batch", kinds=None, harm=None,
 
 def annotator(store, **more):
     """Someone who has been invited, has come and has signed; their id."""
-    _, token = accounts.invite(store, **more)
-    cookie = accounts.accept(store, token)
+    _, token = accounts.invite_annotator(store, **more)
+    cookie = accounts.accept_invitation(store, token)
     identity = accounts.session_of(store, cookie).annotator
     accounts.consent(store, identity, "keep 1")
     return identity
@@ -120,7 +120,7 @@ def test_a_rating_is_kept_by_response_not_by_slot(store):
 def test_swapping_slots_swaps_the_rating(rating):
     settings = BatchSettings(allow_tie=True)
     straight, turned = (
-        taken_of(Answer(rating=rating), order, settings)["rating"] for order in ([0, 1], [1, 0])
+        vote_columns(Answer(rating=rating), order, settings)["rating"] for order in ([0, 1], [1, 0])
     )
     assert straight == rating
     assert turned == (5 - rating if rating else 0)
@@ -130,7 +130,7 @@ def test_ranks_and_scales_go_to_their_responses(store):
     settings = BatchSettings(form="ranking", helpfulness=True, presentation=True)
     order = [2, 0, 3, 1]
     answer = Answer(ranking=[1, 2, 2, 3], helpfulness=[5, 4, 3, 1], presentation=[3, 2, 1, 1])
-    taken = taken_of(answer, order, settings)
+    taken = vote_columns(answer, order, settings)
     assert taken["ranking"] == [2, 3, 1, 2]
     assert taken["scales"] == {"helpfulness": [4, 1, 5, 3], "presentation": [2, 1, 3, 1]}
     for placed in (taken["ranking"], taken["scales"]["helpfulness"]):
@@ -484,26 +484,26 @@ def test_withdrawal_keeps_votes_without_a_name_or_deletes_them_as_was_signed(sto
 
 
 def test_an_invitation_works_once(store, clock):
-    _, token = accounts.invite(store)
-    accounts.accept(store, token)
+    _, token = accounts.invite_annotator(store)
+    accounts.accept_invitation(store, token)
     with pytest.raises(Refused, match="used or expired"):
-        accounts.accept(store, token)
-    _, late = accounts.invite(store, days=1)
+        accounts.accept_invitation(store, token)
+    _, late = accounts.invite_annotator(store, days=1)
     clock.time += 2 * 86400
     for wrong in (late, "guessed"):
         with pytest.raises(Refused, match="used or expired"):
-            accounts.accept(store, wrong)
+            accounts.accept_invitation(store, wrong)
 
 
 def test_a_limit_holds_and_says_so(store, clock):
     for _ in range(3):
-        accounts.limit(store, "login:here", 3, 60)
+        accounts.count_attempt(store, "login:here", 3, 60)
     with pytest.raises(Refused, match="too many") as refused:
-        accounts.limit(store, "login:here", 3, 60)
+        accounts.count_attempt(store, "login:here", 3, 60)
     assert refused.value.status == 429
-    accounts.limit(store, "login:there", 3, 60)
+    accounts.count_attempt(store, "login:there", 3, 60)
     clock.time += 61
-    accounts.limit(store, "login:here", 3, 60)
+    accounts.count_attempt(store, "login:here", 3, 60)
 
 
 def test_coordinators_have_passwords_and_no_default(store, clock, dear_passwords):
@@ -514,16 +514,16 @@ def test_coordinators_have_passwords_and_no_default(store, clock, dear_passwords
     assert (
         algorithm == "argon2id" and memory >= 64 * 1024 and rounds >= 3
     )  # RFC 9106, for a server with little memory
-    cookie = accounts.admit(store, "ada", "a long password")
+    cookie = accounts.log_in_admin(store, "ada", "a long password")
     assert accounts.session_of(store, cookie).admin == 1
     for name, password in (("ada", "wrong"), ("nobody", "a long password"), ("ada", "")):
         with pytest.raises(Refused, match="belong together"):
-            accounts.admit(store, name, password)
+            accounts.log_in_admin(store, name, password)
     with pytest.raises(Exception, match="12 characters"):
         accounts.add_admin(store, "bob", "short")
     accounts.add_admin(store, "ada", "another password")
     assert accounts.session_of(store, cookie) is None
-    cookie = accounts.admit(store, "ada", "another password")
+    cookie = accounts.log_in_admin(store, "ada", "another password")
     clock.time += 13 * 3600
     assert accounts.session_of(store, cookie) is None
 

@@ -143,8 +143,8 @@ def test_nothing_is_given_away_before_the_own_answer(store):
     rich_batch(store, items=10, hit_size=8, kinds=kinds, gold_share=0.4, rationale="optional")
     with store.read() as session:
         other_items = session.scalars(select(Item.id)).all()
-    _, token = accounts.invite(store)
-    other = accounts.session_of(store, accounts.accept(store, token)).annotator
+    _, token = accounts.invite_annotator(store)
+    other = accounts.session_of(store, accounts.accept_invitation(store, token)).annotator
     accounts.consent(store, other, "keep 1")
     queue = TaskQueue(store, other, 1)
     while (sample := queue.next()) is not None:
@@ -241,10 +241,10 @@ def test_a_login_makes_a_new_session_and_ends_the_old_one(store):
     visitor.client.cookies.set("laurel", "chosen-by-the-attacker")
     visitor.come_in()
     first = visitor.client.cookies.get("laurel", domain="127.0.0.1") or ""
-    assert "chosen-by-the-attacker" not in {accounts.digest_of(first), first}
+    assert "chosen-by-the-attacker" not in {accounts.secret_digest(first), first}
     with store.read() as session:
         digests = set(session.scalars(select(Login.digest)))
-    assert accounts.digest_of("chosen-by-the-attacker") not in digests
+    assert accounts.secret_digest("chosen-by-the-attacker") not in digests
     fresh = Visitor(store)
     fresh.come_in()
     old = fresh.client.cookies["laurel"]
@@ -349,7 +349,7 @@ def test_cookies_are_tied_to_the_host_under_https(store):
         ("http://127.0.0.1:8000", "laurel"),
     ):
         client = TestClient(create_app(store, public_url=base), base_url=base)
-        _, token = accounts.invite(store)
+        _, token = accounts.invite_annotator(store)
         page = client.get(f"/invite/{token}").text
         csrf = re.search(r'name="csrf" value="([^"]+)', page)[1]
         said = client.post(
@@ -383,7 +383,7 @@ def test_someone_who_was_renewed_or_left_is_out_at_once(store):
     visitor, action, fields = at_work(store)
     with store.read() as session:
         name = session.scalar(select(Annotator.pseudonym))
-    accounts.renew(store, name, actor="coordinator")
+    accounts.renew_invitation(store, name, actor="coordinator")
     assert visitor.get("/work").status_code == 403
     assert visitor.post(action, fields).status_code == 403
 

@@ -15,7 +15,7 @@ from laurel.core.errors import LaurelError, UsageError
 from laurel_feedback.store import backup as room
 from laurel_feedback.store.assign import Answer, TaskQueue
 from laurel_feedback.store.audit import verify
-from laurel_feedback.store.backup import backup, counted
+from laurel_feedback.store.backup import backup, count_rows
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Vote
 
@@ -33,7 +33,7 @@ def used(store):
 
 def test_a_copy_can_be_put_back(store, url, tmp_path):
     used(store)
-    before = counted(store)
+    before = count_rows(store)
     counts = backup(store, tmp_path / "copy")
     assert counts == before and counts["vote"] == 3
     if store.sqlite:
@@ -51,7 +51,7 @@ def test_a_copy_can_be_put_back(store, url, tmp_path):
             env=os.environ,
         )
         again = Store(url)
-    assert counted(again) == before
+    assert count_rows(again) == before
     with again.read() as session:
         assert verify(session) == []
         assert [vote.rationale for vote in session.scalars(select(Vote))] == [
@@ -62,9 +62,9 @@ def test_a_copy_can_be_put_back(store, url, tmp_path):
 
 def test_a_copy_that_is_not_whole_is_none(store, tmp_path, monkeypatch):
     used(store)
-    real = counted
+    real = count_rows
     monkeypatch.setattr(
-        room, "counted", lambda s: {**real(s), "vote": real(s)["vote"] + (s is store)}
+        room, "count_rows", lambda s: {**real(s), "vote": real(s)["vote"] + (s is store)}
     )
     with pytest.raises(LaurelError, match=r"vote 3 of 4"):
         backup(store, tmp_path / "copy")

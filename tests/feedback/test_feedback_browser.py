@@ -145,7 +145,7 @@ def tab(context):
 
 def come_in(page, store, server, **more):
     """Be invited and sign; by mouse."""
-    pseudonym, token = accounts.invite(store)
+    pseudonym, token = accounts.invite_annotator(store)
     page.goto(f"{server.url}/invite/{token}")
     page.get_by_role("button", name="Come in").click()
     page.get_by_label("Keep them").check()
@@ -359,7 +359,7 @@ def test_the_walk_by_keyboard_alone(disk, server, tab):
         allow_tie=True,
         rationale="optional",
     )
-    _, token = accounts.invite(disk)
+    _, token = accounts.invite_annotator(disk)
     tab.goto(f"{server.url}/invite/{token}")
     press = tab.keyboard.press
     tab_to(tab, "main button")
@@ -750,7 +750,7 @@ def every_page(store, server, page):
             row.input = "The mountain is 4,000 m high."
     for n in range(9):
         pin(store, f"batch-{n}", reason="The second is true; the first only sounds so.")
-    _, token = accounts.invite(store)
+    _, token = accounts.invite_annotator(store)
     for name, path in (
         ("start", "/"),
         ("login", "/admin/login"),
@@ -818,8 +818,8 @@ def coordinators_pages(store, server, page):
     )
     accounts.add_admin(store, "ada", "a long password")
     for number in range(3):
-        name, token = accounts.invite(store, f"person {number}")
-        me = accounts.session_of(store, accounts.accept(store, token)).annotator
+        name, token = accounts.invite_annotator(store, f"person {number}")
+        me = accounts.session_of(store, accounts.accept_invitation(store, token)).annotator
         accounts.consent(store, me, "keep 1")
         queue = TaskQueue(store, me, batch)
         while (sample := queue.next()) is not None:

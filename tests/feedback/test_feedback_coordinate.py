@@ -14,7 +14,7 @@ from starlette.routing import Route
 from laurel.measure.annotators import SIGNS
 from laurel_feedback.exchange import product
 from laurel_feedback.statistics.analysis import analyse
-from laurel_feedback.statistics.sections import sign
+from laurel_feedback.statistics.sections import signal_text
 from laurel_feedback.statistics.votes import batch_poll
 from laurel_feedback.store import accounts
 from laurel_feedback.store.audit import record
@@ -209,7 +209,7 @@ def test_the_panel_has_the_signs_side_by_side_and_no_score(filled, chief):
     for signs in found.panel:
         row = re.search(rf'annotators/{signs.annotator}">.*?</tr>', html, re.DOTALL)[0]
         for name in SIGNS:
-            assert f">{sign(name, getattr(signs, name)).replace(' !', '')}<" in row
+            assert f">{signal_text(name, getattr(signs, name)).replace(' !', '')}<" in row
     for skill in found.skills:
         assert f"{100 * skill.reliability:.1f} %" in html
     assert "no consequence" in html
@@ -378,14 +378,14 @@ def test_people_are_those_who_were_invited(filled, chief):
     """Users of applications are counted, not listed, and get no link; people of imported data are
     folded, with a link.
     """
-    key = product.key_of(filled, product.new_key(filled, "chat"))
-    product.thumb(filled, key, "A tree?", ("Laurel.", ""), True, "u")
+    key = product.api_key_of_token(filled, product.create_api_key(filled, "chat"))
+    product.record_thumb(filled, key, "A tree?", ("Laurel.", ""), True, "u")
     with filled.write() as session:
         session.add(Annotator(pseudonym="imported-7", made_at=filled.now()))
         user = session.scalar(
             select(Annotator.pseudonym).where(Annotator.consent == accounts.OF_APPLICATION)
         )
-    accounts.invite(filled, pseudonym="grace")
+    accounts.invite_annotator(filled, pseudonym="grace")
     page = chief.get("/admin/people").text
     assert user.startswith("user-") and user not in page
     assert "1 user of applications is not listed" in page
@@ -432,7 +432,7 @@ def test_a_key_is_shown_once_and_revoked(filled, chief):
     chief.send({"name": "chat"}, ending="/keys")
     key = re.search(r'<code class="secret">([^<]+)', chief.page.text)[1]
     with filled.read() as session:
-        assert session.get(ApiKey, 1).digest == accounts.digest_of(key)
+        assert session.get(ApiKey, 1).digest == accounts.secret_digest(key)
     assert key not in chief.get("/admin/keys").text
     assert "revoked" in chief.send({}, ending="/1/revoke").text
     with filled.read() as session:

@@ -181,7 +181,7 @@ def storm(store, count, seed, caplog):
     """
     rich_batch(store, kinds={1: "gold", 2: "check", 3: "training"}, rationale="optional")
     accounts.add_admin(store, "ada", "a long password")
-    key, rng = product.new_key(store, "chat"), random.Random(seed)
+    key, rng = product.create_api_key(store, "chat"), random.Random(seed)
     visitors = [Visitor(store) for _ in range(3)]
     visitors[1].come_in()
     visitors[1].get("/work/1")
@@ -269,9 +269,9 @@ def test_ten_thousand_requests_break_no_page(store, caplog, seed):
 
 
 def test_text_is_cleaned_of_what_no_database_holds():
-    assert request_checks.clean("a\0b") == "ab"
-    assert request_checks.clean("\ud800x\udfff é") == "\ufffdx\ufffd é"
-    assert request_checks.clean("\U0001f600 \ufeffx") == "\U0001f600 \ufeffx"
+    assert request_checks.clean_text("a\0b") == "ab"
+    assert request_checks.clean_text("\ud800x\udfff é") == "\ufffdx\ufffd é"
+    assert request_checks.clean_text("\U0001f600 \ufeffx") == "\U0001f600 \ufeffx"
     bodies = (
         b'{"a\\u0000": 1}',
         b'[["\\ud800"]]',
@@ -302,7 +302,7 @@ def test_text_is_cleaned_of_what_no_database_holds():
 
 def test_a_pseudonym_of_any_letters_downloads_its_data(store):
     visitor = Visitor(store)
-    _, token = accounts.invite(store, pseudonym="日本-é")
+    _, token = accounts.invite_annotator(store, pseudonym="日本-é")
     visitor.get(f"/invite/{token}")
     visitor.send({})
     page = visitor.get("/mine/data.json")
@@ -322,8 +322,8 @@ def test_what_breaks_is_logged_without_anybodys_words(store, caplog, monkeypatch
     def breaks(*_, **__):
         raise RuntimeError(" ".join(["my", "secret", "rationale"]))
 
-    monkeypatch.setattr(accounts, "accept", breaks)
-    _, token = accounts.invite(store)
+    monkeypatch.setattr(accounts, "accept_invitation", breaks)
+    _, token = accounts.invite_annotator(store)
     visitor.get(f"/invite/{token}")
     page = visitor.send({})
     assert page.status_code == 500 and "something broke" in page.text.lower()
@@ -371,7 +371,7 @@ def serve(path, port, handles):
         host="127.0.0.1",
         port=port,
         log_level="warning",
-        http=connections.Bounded,
+        http=connections.LimitedProtocol,
         backlog=connections.BACKLOG,
     )
 

@@ -66,7 +66,7 @@ def login(visitor, name="ada", password="a long password"):
 
 def test_cookies_last_as_long_as_their_sessions(store):
     """A session's cookie without an age ends with the browser, whatever the page promises."""
-    _, token = accounts.invite(store)
+    _, token = accounts.invite_annotator(store)
     visitor = Visitor(store)
     visitor.get(f"/invite/{token}")
     fields = visitor.form()["fields"]
@@ -84,7 +84,7 @@ def test_cookies_last_as_long_as_their_sessions(store):
 def test_a_code_brings_one_back_on_any_device_until_there_is_a_new_one(store, clock):
     rich_batch(store)
     visitor = Visitor(store)
-    name, token = accounts.invite(store)
+    name, token = accounts.invite_annotator(store)
     visitor.get(f"/invite/{token}")
     visitor.send({})
     code = code_on(visitor.page)
@@ -121,12 +121,12 @@ def test_a_code_brings_one_back_on_any_device_until_there_is_a_new_one(store, cl
 @pytest.mark.parametrize("how", ["renewed", "withdrawn", "erased"])
 def test_a_code_ends_with_what_it_belongs_to(store, how):
     visitor = Visitor(store)
-    name, token = accounts.invite(store)
+    name, token = accounts.invite_annotator(store)
     visitor.get(f"/invite/{token}")
     visitor.send({})
     code = code_on(visitor.page)
     if how == "renewed":
-        accounts.renew(store, name, actor="ada")
+        accounts.renew_invitation(store, name, actor="ada")
     else:
         with store.read() as session:
             who = session.scalars(select(Annotator.id)).one()
@@ -149,7 +149,7 @@ def test_no_code_opens_what_has_none(store):
 
 def test_thirty_people_come_from_one_address_in_a_minute(store):
     """A class or a lab behind one router: only what fails is counted."""
-    tokens = [accounts.invite(store)[1] for _ in range(30)]
+    tokens = [accounts.invite_annotator(store)[1] for _ in range(30)]
     visitor = Visitor(store, limits=Limits(token=20))
     for token in tokens:
         visitor.client.cookies.clear()
@@ -215,15 +215,15 @@ def test_a_known_browser_may_not_guess_either(store):
 
 def test_a_link_works_once_and_for_a_quarter_of_an_hour(store, clock):
     accounts.add_admin(store, "ada", "a long password")
-    token = admin_login.link(store, "ada")
-    assert admin_login.enter(store, token)[0] == "ada"
+    token = admin_login.make_login_link(store, "ada")
+    assert admin_login.redeem_login_link(store, token)[0] == "ada"
     late, other, old = (
-        admin_login.link(store, "ada"),
-        admin_login.link(store, "ada"),
-        admin_login.link(store, "ada"),
+        admin_login.make_login_link(store, "ada"),
+        admin_login.make_login_link(store, "ada"),
+        admin_login.make_login_link(store, "ada"),
     )
     clock.time -= DAY
-    future = admin_login.link(store, "ada")
+    future = admin_login.make_login_link(store, "ada")
     clock.time += DAY
     wrong = [
         token,
@@ -238,17 +238,17 @@ def test_a_link_works_once_and_for_a_quarter_of_an_hour(store, clock):
     ]
     for given in wrong:
         with pytest.raises(accounts.Refused, match="unknown, used or expired"):
-            admin_login.enter(store, given)
-    assert admin_login.enter(store, other)[0] == "ada"
+            admin_login.redeem_login_link(store, given)
+    assert admin_login.redeem_login_link(store, other)[0] == "ada"
     clock.time += 60 * admin_login.LINK_MINUTES + 2
     with pytest.raises(accounts.Refused):
-        admin_login.enter(store, late)
+        admin_login.redeem_login_link(store, late)
     clock.time -= 60 * admin_login.LINK_MINUTES + 2
     accounts.add_admin(store, "ada", "a newer password")
     with pytest.raises(accounts.Refused):
-        admin_login.enter(store, old)
+        admin_login.redeem_login_link(store, old)
     with pytest.raises(UsageError, match="There are: ada"):
-        admin_login.link(store, "bob")
+        admin_login.make_login_link(store, "bob")
 
 
 @pytest.mark.parametrize("back", [10.0, 3600.0, DAY, 400 * DAY])
@@ -264,12 +264,12 @@ def test_a_clock_set_back_makes_nobody_wait(store, clock, back):
             )
     with store.read() as session:
         one, two = session.scalars(select(Annotator.id).order_by(Annotator.id))
-    accounts.limit(store, "here", 1, 60.0)
+    accounts.count_attempt(store, "here", 1, 60.0)
     lease = TaskQueue(store, one, batch).next()
     clock.time -= back
-    accounts.limit(store, "here", 1, 60.0)
+    accounts.count_attempt(store, "here", 1, 60.0)
     with pytest.raises(accounts.Refused, match="too many"):
-        accounts.limit(store, "here", 1, 60.0)
+        accounts.count_attempt(store, "here", 1, 60.0)
     assert TaskQueue(store, two, batch).next() is None  # the first one is at work
     with store.read() as session:
         assert session.get_one(Assignment, lease.id).lease_until <= clock.time + 15 * 60
@@ -317,7 +317,7 @@ def test_every_promise_of_the_pages_about_coming_in_is_kept(store):
     found = {name: spelt.findall(text) for name, text in pages.items() if spelt.search(text)}
     assert not found, f"times that no code prints: {found}"
     visitor = Visitor(store)
-    _, token = accounts.invite(store)
+    _, token = accounts.invite_annotator(store)
     assert f"logged in for {DAYS} days" in visitor.get(f"/invite/{token}").text
     assert DAYS * 24 == accounts.SESSION_HOURS
 

@@ -18,7 +18,7 @@ from laurel.core.errors import UsageError
 from laurel.data.formats import rows_fit_for
 from laurel.data.source import load_rows
 from laurel_feedback.exchange.export import export
-from laurel_feedback.exchange.load import load
+from laurel_feedback.exchange.load import import_file
 from laurel_feedback.store import accounts
 from laurel_feedback.store.assign import Answer, TaskQueue, by_slot
 from laurel_feedback.store.batch_settings import BatchSettings
@@ -34,7 +34,7 @@ def opened(store, tmp_path, rows=PAIRS, name="b", **options):
     """A batch of these rows, open; its id."""
     path = tmp_path / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    batch = load(store, path, name, settings=BatchSettings(hit_size=100, **options)).batch
+    batch = import_file(store, path, name, settings=BatchSettings(hit_size=100, **options)).batch
     with store.write() as session:
         session.get_one(Batch, batch).state = "open"
     return batch

@@ -18,11 +18,11 @@ from laurel_feedback.exchange.export import export
 from laurel_feedback.statistics.analysis import analyse, skills
 from laurel_feedback.statistics.labels import (
     PairVote,
+    estimate_labels,
     gold_side,
-    inverted,
-    labels,
+    is_inverted,
+    label_quality,
     labels_of,
-    worth,
 )
 from laurel_feedback.statistics.report import report
 from laurel_feedback.statistics.sections import sections
@@ -200,7 +200,10 @@ def test_who_stands_alone_is_still_written_as_they_voted(store, tmp_path):
             assert first == bool(int(row["provenance"]["item"][1:]) % 2)
             assert row["votes_for"] == 1 and row["soft_label"] >= 0.5 and row["weight"] < 0.5
     assert (
-        worth(batch_poll(store, batch), labels_of(batch_poll(store, batch))).against_majority == 0
+        label_quality(
+            batch_poll(store, batch), labels_of(batch_poll(store, batch))
+        ).against_majority
+        == 0
     )
 
 
@@ -272,7 +275,7 @@ def test_gold_leaves_out_who_answers_it_the_wrong_way_round(store, tmp_path, rig
     assert [row["votes_for"] for row in rows] == [1 if out else 2] * 12
     assert [row["provenance"].get("left_out") for row in rows] == [["u", "v"] if out else None] * 12
     poll = batch_poll(store, batch)
-    found = worth(poll, labels_of(poll))
+    found = label_quality(poll, labels_of(poll))
     assert (found.against_majority, found.by_gold, found.left_out) == (
         (0, 12, ("u", "v")) if out else (0, 0, ())
     )
@@ -321,7 +324,8 @@ def test_what_an_answer_to_gold_says():
     ] == [1, 0, -1, 0]
     assert gold_side(1, None, None) == 0
     assert [
-        inverted(right, wrong) for right, wrong in ((0, 6), (0, 7), (1, 9), (1, 11), (0, 0), (9, 9))
+        is_inverted(right, wrong)
+        for right, wrong in ((0, 6), (0, 7), (1, 9), (1, 11), (0, 0), (9, 9))
     ] == [
         False,
         True,
@@ -473,7 +477,7 @@ def test_one_item_has_scores_and_no_interval_and_two_votes_of_one_person_are_one
     )
     note = next(part.note for part in sections(found) if part.title == "Scores of the models")
     assert "all votes are about one item" in note and "inf" not in str(sections(found))
-    twice = labels(
+    twice = estimate_labels(
         [
             PairVote(("i", 0, 1), "u", 1.0),
             PairVote(("i", 0, 1), "v", 1.0),

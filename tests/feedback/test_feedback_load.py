@@ -9,13 +9,13 @@ import pytest
 from sqlalchemy import select
 
 from laurel.core.errors import UsageError
-from laurel_feedback.exchange.load import ENDLESS, load
+from laurel_feedback.exchange.load import ENDLESS, import_file
 from laurel_feedback.statistics.batches import (
     change_settings,
+    create_batch,
     never_shown,
-    new_batch,
     open_batch,
-    refusal,
+    reason_not_to_open,
 )
 from laurel_feedback.store.assign import Refused
 from laurel_feedback.store.batch_settings import BatchSettings
@@ -45,7 +45,7 @@ def items(store, batch=None):
 
 def test_preferences_come_in_an_order_that_does_not_say_who_was_preferred(store, tmp_path):
     rows = [{**PAIR, "prompt": f"Name tree {n}."} for n in range(40)]
-    load(store, lines(tmp_path / "p.jsonl", rows), "b")
+    import_file(store, lines(tmp_path / "p.jsonl", rows), "b")
     places = []
     for item, texts, _ in items(store):
         assert sorted(texts) == ["A stone.", "Laurel."]
@@ -61,9 +61,9 @@ def test_preferences_come_in_an_order_that_does_not_say_who_was_preferred(store,
 def test_two_imports_give_the_same_ids(tmp_path):
     rows = [{**PAIR, "prompt": f"Name tree {n}."} for n in range(5)]
     first, second = (Store(str(tmp_path / f"{n}.db")) for n in range(2))
-    load(first, lines(tmp_path / "a.jsonl", rows), "b")
-    load(second, lines(tmp_path / "c.jsonl", rows[::-1]), "b")
-    load(second, tmp_path / "c.jsonl", "other")
+    import_file(first, lines(tmp_path / "a.jsonl", rows), "b")
+    import_file(second, lines(tmp_path / "c.jsonl", rows[::-1]), "b")
+    import_file(second, tmp_path / "c.jsonl", "other")
 
     def ids(store, batch):
         with store.read() as session:
@@ -90,14 +90,14 @@ def test_conversations_and_hh_transcripts(store, tmp_path):
     ]
     path = tmp_path / "hh.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(rows[0]).encode()))
-    load(store, path, "b", harm=["insults"])
+    import_file(store, path, "b", harm=["insults"])
     ((item, texts, _),) = items(store)
     assert [turn["content"] for turn in item.prompt] == ["hello", "hi", "a tree?"]
     assert sorted(texts) == ["Laurel.", "assistant: Stone.\n\nuser: what?\n\nassistant: Sorry."]
     assert (item.harm, item.harmful) == (["insults"], True)
     turns = [{"role": "user", "content": "a tree?"}]
     said = [[{"role": "assistant", "content": text}] for text in ("Laurel.", "Stone.")]
-    load(
+    import_file(
         store,
         lines(tmp_path / "c.jsonl", [{"prompt": turns, "chosen": said[0], "rejected": said[1]}]),
         "c",
@@ -120,7 +120,7 @@ def test_completions_of_a_run_of_a_pipeline_and_plain_ones(store, tmp_path):
         for step in (1, 2)
         for n in (1, 0)
     ]
-    load(store, lines(tmp_path / "samples.jsonl", samples), "samples")
+    import_file(store, lines(tmp_path / "samples.jsonl", samples), "samples")
     assert [(texts, models) for _, texts, models in items(store)] == [
         (["10", "11"], ["r step 1"] * 2),
         (["20", "21"], ["r step 2"] * 2),
@@ -135,7 +135,9 @@ def test_completions_of_a_run_of_a_pipeline_and_plain_ones(store, tmp_path):
         }
     ]
     ranking = BatchSettings(form="ranking", target_votes=5)
-    made = load(store, lines(tmp_path / "answers.jsonl", answers), "answers", settings=ranking)
+    made = import_file(
+        store, lines(tmp_path / "answers.jsonl", answers), "answers", settings=ranking
+    )
     assert [(texts, item.target) for item, texts, _ in items(store, made.batch)] == [
         (["a", "b", "c"], 5)
     ]
@@ -148,7 +150,7 @@ def test_completions_of_a_run_of_a_pipeline_and_plain_ones(store, tmp_path):
             "harm": "hate, gore",
         }
     ]
-    made = load(store, lines(tmp_path / "plain.jsonl", plain), "plain")
+    made = import_file(store, lines(tmp_path / "plain.jsonl", plain), "plain")
     ((item, texts, models),) = items(store, made.batch)
     assert (item.input, item.target, item.harm, texts, models) == (
         "Now.",
@@ -165,8 +167,8 @@ def test_pairs_of_many_answers(store, tmp_path):
         [{"prompt": f"Go {n}.", "responses": ["a", "b", "c", "d"]} for n in range(3)],
     )
     with pytest.raises(UsageError, match=r"plain.jsonl:1.*4 responses"):
-        load(store, path, "b")
-    assert load(store, path, "b", pairs=2).items == 6
+        import_file(store, path, "b")
+    assert import_file(store, path, "b", pairs=2).items == 6
     assert all(len(texts) == 2 for _, texts, _ in items(store))
 
 
@@ -184,7 +186,7 @@ def test_llmfao_with_its_votes_planned(store, tmp_path):
     path = lines(tmp_path / "pairs.jsonl", [{**pair, "id": 0}, {**pair, "id": 1, "result_x": "c"}])
     votes = tmp_path / "votes.csv"
     votes.write_text("id,worker,winner\n0,58,left\n0,83,tie\n1,58,right\n")
-    load(store, path, "b", votes=votes)
+    import_file(store, path, "b", votes=votes)
     found = items(store)
     assert [(texts, models, item.target) for item, texts, models in found] == [
         (["a", "b"], ["One", "Two"], 2),
@@ -200,12 +202,12 @@ def test_llmfao_with_its_votes_planned(store, tmp_path):
     }
     with pytest.raises(UsageError, match="nobody voted"):
         votes.write_text("id,worker,winner\n0,58,left\n")
-        load(store, path, "c", votes=votes)
+        import_file(store, path, "c", votes=votes)
     training = [
         {**pair, "id": -1, "golden": "right", "reason": "why"},
         {**pair, "id": -2, "golden": "tie"},
     ]
-    made = load(store, lines(tmp_path / "training.jsonl", training), "t")
+    made = import_file(store, lines(tmp_path / "training.jsonl", training), "t")
     ((item, _, _),) = items(store, made.batch)
     assert (item.kind, item.gold, item.explanation, item.target) == ("training", 1, "why", ENDLESS)
     assert "tie" in made.left_out[0] and made.left_out[0].startswith("training.jsonl:2")
@@ -215,10 +217,10 @@ def test_llmbar_is_gold_and_other_kinds_say_what_is_right(store, tmp_path):
     (tmp_path / "dataset.json").write_text(
         json.dumps([{"input": "Go.", "output_1": "a", "output_2": "b", "label": 2}])
     )
-    load(store, tmp_path / "dataset.json", "b")
+    import_file(store, tmp_path / "dataset.json", "b")
     ((item, texts, _),) = items(store)
     assert (item.kind, texts[item.gold], item.target) == ("gold", "b", ENDLESS)
-    load(
+    import_file(
         store,
         lines(tmp_path / "p.jsonl", [{**PAIR, "kind": "check", "explanation": "a stone is none"}]),
         "c",
@@ -230,7 +232,7 @@ def test_llmbar_is_gold_and_other_kinds_say_what_is_right(store, tmp_path):
         "a stone is none",
     )
     plain = {"prompt": "Go.", "responses": ["a", "b"]}
-    load(
+    import_file(
         store,
         lines(tmp_path / "q.jsonl", [{**plain, "gold": 1, "ranks": [2, 1]}]),
         "d",
@@ -239,7 +241,7 @@ def test_llmbar_is_gold_and_other_kinds_say_what_is_right(store, tmp_path):
     item, texts, _ = items(store, 3)[0]
     assert (item.kind, texts[item.gold]) == ("attention", "b")
     with pytest.raises(UsageError, match=r"r.jsonl:1: .*which response is right"):
-        load(store, lines(tmp_path / "r.jsonl", [{**plain, "kind": "gold", "gold": 2}]), "e")
+        import_file(store, lines(tmp_path / "r.jsonl", [{**plain, "kind": "gold", "gold": 2}]), "e")
 
 
 def test_argilla_and_distilabel(store, tmp_path):
@@ -250,9 +252,9 @@ def test_argilla_and_distilabel(store, tmp_path):
             "metadata": {"harm": "gore"},
         }
     ]
-    load(store, lines(tmp_path / "a.jsonl", rows), "b")
+    import_file(store, lines(tmp_path / "a.jsonl", rows), "b")
     rows = [{"instruction": "Go.", "generations": ["a", "b"], "generation_models": ["m", "n"]}]
-    load(store, lines(tmp_path / "d.jsonl", rows), "c")
+    import_file(store, lines(tmp_path / "d.jsonl", rows), "c")
     assert [(t, m, i.harm) for i, t, m in items(store)] == [
         (["a", "b"], ["", ""], ["gore"]),
         (["a", "b"], ["m", "n"], []),
@@ -262,13 +264,13 @@ def test_argilla_and_distilabel(store, tmp_path):
 def test_what_is_twice_and_what_is_equal_is_named(store, tmp_path):
     turned = {"prompt": PAIR["prompt"], "chosen": PAIR["rejected"], "rejected": PAIR["chosen"]}
     path = lines(tmp_path / "p.jsonl", [PAIR, {**PAIR, "chosen": "x", "rejected": "x"}, turned])
-    made = load(store, path, "b")
+    made = import_file(store, path, "b")
     assert made.items == 1
     assert made.left_out == (
         "p.jsonl:2: its responses are equal",
         "p.jsonl:3: the same as p.jsonl:1",
     )
-    assert load(store, path, "b").left_out[0] == "p.jsonl:1: the same as item 0 of the batch"
+    assert import_file(store, path, "b").left_out[0] == "p.jsonl:1: the same as item 0 of the batch"
     assert [item.place for item, _, _ in items(store)] == [0]
     with store.read() as session:
         assert [(a.action, a.detail["items"]) for a in session.scalars(select(Audit))] == [
@@ -296,7 +298,7 @@ def test_what_is_twice_and_what_is_equal_is_named(store, tmp_path):
 def test_a_wrong_row_is_an_error_at_its_line_and_nothing_is_imported(store, tmp_path, row, told):
     good = PAIR if "chosen" in row else {"prompt": "Go.", "responses": ["a", "b"]}
     with pytest.raises(UsageError, match=told) as error:
-        load(store, lines(tmp_path / "p.jsonl", [good, row]), "b")
+        import_file(store, lines(tmp_path / "p.jsonl", [good, row]), "b")
     assert "p.jsonl:2" in str(error.value)
     with store.read() as session:
         assert session.scalars(select(Item)).all() == session.scalars(select(Batch)).all() == []
@@ -304,14 +306,14 @@ def test_a_wrong_row_is_an_error_at_its_line_and_nothing_is_imported(store, tmp_
 
 def test_settings_are_the_batchs_own(store, tmp_path):
     path = lines(tmp_path / "p.jsonl", [PAIR])
-    load(store, path, "b", settings=BatchSettings(target_votes=2))
+    import_file(store, path, "b", settings=BatchSettings(target_votes=2))
     with pytest.raises(UsageError, match="other settings"):
-        load(store, path, "b", settings=BatchSettings(target_votes=3))
+        import_file(store, path, "b", settings=BatchSettings(target_votes=3))
     assert [item.target for item, _, _ in items(store)] == [2]
     with pytest.raises(UsageError, match="unknown shape `csv`"):
-        load(store, path, "b", shape="csv")
+        import_file(store, path, "b", shape="csv")
     with pytest.raises(UsageError, match="`model_x` is missing"):
-        load(store, path, "b", shape="llmfao")
+        import_file(store, path, "b", shape="llmfao")
 
 
 @pytest.mark.parametrize(
@@ -326,23 +328,25 @@ def test_settings_are_the_batchs_own(store, tmp_path):
 )
 def test_wishes_that_cannot_be_are_refused(store, tmp_path, options, told):
     with pytest.raises(UsageError, match=told) as error:
-        load(store, lines(tmp_path / "p.jsonl", [PAIR]), **{"batch": "b", **options})
+        import_file(store, lines(tmp_path / "p.jsonl", [PAIR]), **{"batch": "b", **options})
     assert error.value.fix
     with store.read() as session:
         assert session.scalars(select(Batch)).all() == []
 
 
 def test_a_name_is_the_one_of_the_web_form(store, tmp_path):
-    number = new_batch(store, " b ", BatchSettings(), actor="c")
-    assert load(store, lines(tmp_path / "p.jsonl", [PAIR]), " b").batch == number
+    number = create_batch(store, " b ", BatchSettings(), actor="c")
+    assert import_file(store, lines(tmp_path / "p.jsonl", [PAIR]), " b").batch == number
 
 
 def test_at_most_twelve_responses_are_ranked(store, tmp_path):
     ranking = BatchSettings(form="ranking")
     rows = [{"prompt": "Go.", "responses": list(map(str, range(count)))} for count in (12, 13)]
     with pytest.raises(UsageError, match=r"p.jsonl:2: 13 responses.*more than 12.*--pairs"):
-        load(store, lines(tmp_path / "p.jsonl", rows), "b", settings=ranking)
-    assert load(store, lines(tmp_path / "p.jsonl", rows[:1]), "b", settings=ranking).items == 1
+        import_file(store, lines(tmp_path / "p.jsonl", rows), "b", settings=ranking)
+    assert (
+        import_file(store, lines(tmp_path / "p.jsonl", rows[:1]), "b", settings=ranking).items == 1
+    )
 
 
 def test_items_that_nobody_is_shown_are_named(store, tmp_path):
@@ -350,7 +354,7 @@ def test_items_that_nobody_is_shown_are_named(store, tmp_path):
         {**PAIR, "prompt": f"Name tree {n}.", "kind": kind}
         for n, kind in enumerate(("gold", "gold", "attention", "check", "normal"))
     ]
-    made = load(store, lines(tmp_path / "p.jsonl", rows), "b")
+    made = import_file(store, lines(tmp_path / "p.jsonl", rows), "b")
     assert (
         never_shown(store, made.batch)
         == "2 gold (gold_share is 0), 1 attention (gold_share is 0), 1 check (needs_check is off)"
@@ -360,10 +364,10 @@ def test_items_that_nobody_is_shown_are_named(store, tmp_path):
 
 
 def test_a_batch_whose_questions_are_missing_is_not_opened(store, tmp_path):
-    made = load(
+    made = import_file(
         store, lines(tmp_path / "p.jsonl", [PAIR]), "b", settings=BatchSettings(needs_check=True)
     )
-    assert "--kind check" in refusal(store, made.batch)
+    assert "--kind check" in reason_not_to_open(store, made.batch)
     with pytest.raises(Refused, match=r"no item of kind check.*--kind check.*needs_check off"):
         open_batch(store, made.batch, actor="c")
     told = {
@@ -372,11 +376,11 @@ def test_a_batch_whose_questions_are_missing_is_not_opened(store, tmp_path):
         "rejected": "No.",
         "kind": "check",
     }
-    load(store, lines(tmp_path / "told.jsonl", [told]), "b")
+    import_file(store, lines(tmp_path / "told.jsonl", [told]), "b")
     with pytest.raises(Refused, match="words that tell"):  # its only question would be held back
         open_batch(store, made.batch, actor="c")
-    load(store, lines(tmp_path / "q.jsonl", [{**PAIR, "kind": "check"}]), "b")
-    assert refusal(store, made.batch) == ""
+    import_file(store, lines(tmp_path / "q.jsonl", [{**PAIR, "kind": "check"}]), "b")
+    assert reason_not_to_open(store, made.batch) == ""
     open_batch(store, made.batch, actor="c")
     with store.read() as session:
         assert session.get_one(Batch, made.batch).state == "open"

@@ -12,8 +12,15 @@ from feedback_votes import put, tell
 from laurel.core.errors import UsageError
 from laurel.measure.agreement import Agreement
 from laurel_feedback.statistics.analysis import analyse
-from laurel_feedback.statistics.report import WIDTH, page, report, text
-from laurel_feedback.statistics.sections import Section, agreement, chance, percent, sections, span
+from laurel_feedback.statistics.report import WIDTH, page, report, text_report
+from laurel_feedback.statistics.sections import (
+    Section,
+    agreement_section,
+    bounds_text,
+    p_value_text,
+    percent_text,
+    sections,
+)
 from laurel_feedback.statistics.votes import batch_poll
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Audit
@@ -128,7 +135,7 @@ def test_the_page_holds_nothing_that_runs_or_is_fetched(filled, url, tmp_path):
 
 def test_the_numbers_of_text_and_page_are_those_of_the_analysis(filled, url):
     found = analyse(batch_poll(filled, 1))
-    told, html = text([("batch", sections(found))]), page([("batch", sections(found))], "x")
+    told, html = text_report([("batch", sections(found))]), page([("batch", sections(found))], "x")
     for name, value in found.agreement.items():
         shown = "undefined" if value.value is None else f"{value.value:.3f}"
         assert shown in told
@@ -149,7 +156,7 @@ def test_a_long_table_is_cut_in_the_text_and_whole_in_the_page():
         "",
         frozenset({"name"}),
     )
-    assert "15 more are in the HTML page" in text([("x", [part])])
+    assert "15 more are in the HTML page" in text_report([("x", [part])])
     assert "row39" in page([("x", [part])], "x")
 
 
@@ -165,7 +172,7 @@ def test_long_names_and_odd_ones_fit(store):
         items={f"i{n}": {"models": ("[bold]a" * 12, "b" * 90)} for n in range(12)},
         name="[red]" + "n" * 150,
     )
-    told = fits(text([("x", sections(analyse(batch_poll(store, 1))))]))
+    told = fits(text_report([("x", sections(analyse(batch_poll(store, 1))))]))
     assert "[bold]a" in told
 
 
@@ -211,14 +218,14 @@ def test_a_broken_row_is_named(tmp_path, file, line):
 
 
 def test_numbers_in_words():
-    assert [percent(None), percent(0.533), chance(1e-6), chance(0.04)] == [
+    assert [percent_text(None), percent_text(0.533), p_value_text(1e-6), p_value_text(0.04)] == [
         "-",
         "53.3 %",
         "1e-06",
         "0.040",
     ]
-    assert span(Agreement(0.5, None, None, 1)) == "-"
-    part = agreement({"k": Agreement(None, None, None, 0, "all are equal")})
+    assert bounds_text(Agreement(0.5, None, None, 1)) == "-"
+    part = agreement_section({"k": Agreement(None, None, None, 0, "all are equal")})
     assert part.rows == (("k", "undefined", "-", "0", "because all are equal"),)
 
 
@@ -226,7 +233,7 @@ def test_a_page_that_cannot_be_written_is_told_before_anything_is_counted(tmp_pa
     def counted(*_):
         raise AssertionError("it was counted first")
 
-    monkeypatch.setattr("laurel_feedback.statistics.report.read", counted)
+    monkeypatch.setattr("laurel_feedback.statistics.report.read_chapters", counted)
     for out, told in (
         (tmp_path / "nowhere" / "x.html", "no such folder"),
         (tmp_path, "this is a folder"),

@@ -13,7 +13,7 @@ from test_feedback_assign import counts_hold
 from laurel.core.errors import UsageError
 from laurel_feedback.exchange import product
 from laurel_feedback.statistics.batches import costs
-from laurel_feedback.statistics.sections import cost
+from laurel_feedback.statistics.sections import cost_section
 from laurel_feedback.store import accounts
 from laurel_feedback.store.assign import DISTRESSING, Answer, TaskQueue
 from laurel_feedback.store.batch_settings import RATINGS
@@ -30,7 +30,7 @@ from laurel_feedback.store.tables import (
     Vote,
 )
 from laurel_feedback.web.app import create_app
-from laurel_feedback.web.text import bare, formatted, plain, shown
+from laurel_feedback.web.text import escape_plain, name_odd_characters, render_markdown, render_text
 
 
 def best_of(text):
@@ -280,7 +280,7 @@ def test_harm_is_named_folded_skipped_with_pay_and_opted_out(store):
         pay_per_item=1.0,
     )
     visitor = Visitor(store)
-    _, token = accounts.invite(store)
+    _, token = accounts.invite_annotator(store)
     visitor.get(f"/invite/{token}")
     page = visitor.send({})
     assert re.search(r'value="violence".*\n.*\(2 samples\)', page.text)
@@ -329,7 +329,7 @@ def test_demographics_are_optional_and_apart(store, clock):
 def test_consent_comes_first_and_needs_a_choice(store):
     rich_batch(store)
     visitor = Visitor(store)
-    _, token = accounts.invite(store)
+    _, token = accounts.invite_annotator(store)
     visitor.get(f"/invite/{token}")
     visitor.send({})
     assert visitor.get("/work/1").url.path == "/consent"
@@ -340,7 +340,7 @@ def test_consent_comes_first_and_needs_a_choice(store):
 
 
 def test_looking_at_an_invitation_does_not_use_it_up(store):
-    _, token = accounts.invite(store)
+    _, token = accounts.invite_annotator(store)
     for _ in range(3):
         assert "Come in" in Visitor(store).get(f"/invite/{token}").text
     visitor = Visitor(store)
@@ -480,13 +480,13 @@ def test_single_answers_are_good_or_not(store):
 def test_texts_of_others_can_do_nothing():
     nasty = "<script>alert(1)</script> a\u202eb\u200bc \x07"
     assert (
-        str(plain(nasty))
+        str(escape_plain(nasty))
         == '<div class="text plain" dir="auto">&lt;script&gt;alert(1)&lt;/script&gt;'
         " a[U+202E]b[U+200B]c [U+0007]</div>"
     )
     links = "[l](javascript:alert(1)) [d](data:text/html,x) [w](https://a.b/c)"
     html = str(
-        formatted(
+        render_markdown(
             f"# T\n\n<img src=x onerror=alert(1)> ![p](http://evil/p.png) {links}"
             " &#x202E;x\n\n|a|\n|-|\n|b|"
         )
@@ -498,26 +498,29 @@ def test_texts_of_others_can_do_nothing():
     assert "[U+202E]x" in html
     assert "<td>b</td>" in html
     family, persian = "\U0001f469\u200d\U0001f52c", "\u0645\u06cc\u200c\u062e"
-    assert bare(f"{family} {persian} pass\u200dword") == f"{family} {persian} pass[U+200D]word"
+    assert (
+        name_odd_characters(f"{family} {persian} pass\u200dword")
+        == f"{family} {persian} pass[U+200D]word"
+    )
 
 
 @pytest.mark.parametrize("markdown", [False, True])
 def test_a_long_text_is_cut_and_whole(markdown):
     text = "\n\n".join(f"paragraph {n} with some words" for n in range(2000))
-    html = str(shown(text, markdown))
+    html = str(render_text(text, markdown))
     assert "<summary>Show all: " in html
     assert html.index("<details") < 12_000 + 9 * 2000 * markdown
     assert all(f"paragraph {n} with" in html for n in (0, 999, 1999))
-    assert "<details" not in str(shown("short", markdown))
-    assert "empty" in str(shown(" ", markdown))
+    assert "<details" not in str(render_text("short", markdown))
+    assert "empty" in str(render_text(" ", markdown))
 
 
 @pytest.mark.parametrize("markdown", [False, True])
 def test_a_text_without_end_is_left_out_and_says_so(markdown):
-    html = str(shown("word " * 600_000, markdown))
+    html = str(render_text("word " * 600_000, markdown))
     assert len(html) < 101_000
     assert "its last 2,900,000 of 3,000,000 characters are left out" in html
-    assert "left out" not in str(shown("word " * 20_000, markdown))
+    assert "left out" not in str(render_text("word " * 20_000, markdown))
 
 
 def test_a_response_of_three_million_characters_has_a_page(store):
@@ -533,8 +536,8 @@ def test_a_response_of_three_million_characters_has_a_page(store):
 
 
 def test_what_applications_ask_is_not_offered_to_annotators(store):
-    key = product.key_of(store, product.new_key(store, "chat"))
-    product.ask(store, key, "A tree?", [("Laurel.", ""), ("Stone.", "")])
+    key = product.api_key_of_token(store, product.create_api_key(store, "chat"))
+    product.ask_comparison(store, key, "A tree?", [("Laurel.", ""), ("Stone.", "")])
     batch = rich_batch(store, items=2, name="product like")
     with store.read() as session:
         asked = session.scalar(select(Batch.id).where(Batch.name == "product chat"))
@@ -552,7 +555,7 @@ def test_what_applications_ask_is_not_offered_to_annotators(store):
 
 
 def test_a_fence_that_is_cut_stays_a_fence():
-    html = str(shown("```\n" + "code <b>\n\n" * 2000 + "```\nafter", True))
+    html = str(render_text("```\n" + "code <b>\n\n" * 2000 + "```\nafter", True))
     assert html.count("<pre>") == 2
     assert "<p>after</p>" in html
 
@@ -680,4 +683,4 @@ def test_what_each_person_costs_is_told_and_thirteen_skips_in_a_second_stand_out
         30.0,
         False,
     )
-    assert ("quick", "0", "13 !", "0.0", "3.90 USD") in cost([quick, honest], "USD").rows
+    assert ("quick", "0", "13 !", "0.0", "3.90 USD") in cost_section([quick, honest], "USD").rows

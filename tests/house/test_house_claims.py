@@ -30,18 +30,18 @@ def calls(tree: ast.AST, name: str) -> list[ast.Call]:
 def test_a_script_takes_any_seeds_and_corrects_every_verdict(path):
     assert "sys.argv" not in path.read_text(encoding="utf-8")
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert calls(tree, "seeds_of") and calls(tree, "command")
+    assert calls(tree, "seeds_of") and calls(tree, "make_parser")
     assert all(
-        len(call.args) == 2 for call in calls(tree, "clearly")
+        len(call.args) == 2 for call in calls(tree, "sign_if_clear")
     )  # the differences, and how many comparisons are made
     printed = calls(
         tree, "print_verdicts"
     )  # corrects and compares by itself: test_verdicts_are_corrected_as_printed
-    assert printed or calls(tree, "corrected")
+    assert printed or calls(tree, "correction_note")
     made = any(
         isinstance(node, ast.Name) and node.id in ("MADE", "made") for node in ast.walk(tree)
     )
-    assert printed or calls(tree, "compared") or made
+    assert printed or calls(tree, "comparison_words") or made
 
 
 def test_there_are_scripts():
@@ -65,7 +65,7 @@ def test_figures_are_drawn_in_the_checkout():
 
 
 def test_seeds_are_those_that_were_asked_for(capsys):
-    parser = claim.command("about")
+    parser = claim.make_parser("about")
     assert claim.seeds_of(parser.parse_args([])) == range(8) and not capsys.readouterr().err
     assert claim.seeds_of(parser.parse_args(["--first-seed", "100", "--seeds", "12"])) == range(
         100, 112
@@ -76,7 +76,7 @@ def test_seeds_are_those_that_were_asked_for(capsys):
     )
     with pytest.raises(SystemExit):
         claim.seeds_of(parser.parse_args(["--seeds", "0"]))
-    assert claim.over(range(2), lambda seed, folder: (seed, folder.is_dir())) == [
+    assert claim.run_seeds(range(2), lambda seed, folder: (seed, folder.is_dir())) == [
         (0, True),
         (1, True),
     ]
@@ -84,13 +84,13 @@ def test_seeds_are_those_that_were_asked_for(capsys):
 
 def test_intervals_hold_together():
     gap = [0.1, 0.2, 0.3, 0.4]  # mean .25, deviation .1291, t(3) at 97.5 % is 3.182: +- .2054
-    assert claim.interval_text(gap, 3) == "0.250 +- 0.205" and claim.clearly(gap) == 1
+    assert claim.interval_text(gap, 3) == "0.250 +- 0.205" and claim.sign_if_clear(gap) == 1
     assert (
-        claim.interval_text(gap, 3, of=10) == "0.250 +- 0.481" and claim.clearly(gap, 10) == 0
+        claim.interval_text(gap, 3, of=10) == "0.250 +- 0.481" and claim.sign_if_clear(gap, 10) == 0
     )  # t(3) at 99.75 % is 7.453
     words = {1: "better", -1: "worse", 0: "not told apart"}
-    assert claim.compared({"a": gap}, words, 3) == {"a": "better (0.250 +- 0.205)"}
-    many = claim.compared({str(n): gap for n in range(10)}, words, 3)
+    assert claim.comparison_words({"a": gap}, words, 3) == {"a": "better (0.250 +- 0.205)"}
+    many = claim.comparison_words({str(n): gap for n in range(10)}, words, 3)
     assert set(many.values()) == {"not told apart (0.250 +- 0.481)"}
 
 

@@ -77,7 +77,9 @@ def workplace(whole_workplace, monkeypatch, once) -> Path:
     monkeypatch.setenv("LAUREL_CACHE", str(once("short-starter", short_starter)))
     whole = synthetic.synthetic_log
     monkeypatch.setattr(
-        fitting, "grid", lambda: [Rates(), Logistic("heads", 100.0), Logistic("features", 100.0)]
+        fitting,
+        "candidate_models",
+        lambda: [Rates(), Logistic("heads", 100.0), Logistic("features", 100.0)],
     )
     monkeypatch.setattr(
         synthetic, "synthetic_log", lambda queries=600, *args, **how: whole(queries, *args, **how)

@@ -34,6 +34,10 @@ def models(request, monkeypatch):
     if request.param == "three models":
         monkeypatch.setattr(
             fitting,
-            "grid",
-            lambda: [Rates(), Logistic("heads", 100.0), Logistic("features", 100.0)],
+            "candidate_models",
+            lambda: [
+                Rates(),
+                Logistic("heads", 100.0),
+                Logistic("features", 100.0),
+            ],
         )

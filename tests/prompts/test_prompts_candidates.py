@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel_prompts.candidates import TEMPLATES, ape, ask, few_shot, opro, plain, ranked, rewrites
+from laurel_prompts.candidates import (
+    TEMPLATES,
+    ape_request,
+    ask_model,
+    few_shot,
+    first_line,
+    generate_prompts,
+    opro_request,
+    rank_candidates,
+)
 from laurel_prompts.synthetic import synthetic_log
 
 
@@ -66,7 +75,9 @@ def server(tmp_path_factory):
 def test_a_server_writes_prompts_that_differ(server):
     url, model = server
     log, _ = synthetic_log(40)
-    found = rewrites(url, model, {"ape": ape(log), "opro": opro({"Go:": 0.4})}, count=3)
+    found = generate_prompts(
+        url, model, {"ape": ape_request(log), "opro": opro_request({"Go:": 0.4})}, count=3
+    )
     assert (
         found
         and len(set(found.values())) == len(found)
@@ -79,26 +90,28 @@ def test_a_server_that_refuses_or_is_not_there_is_an_error_that_says_so(server, 
     url, _ = server
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(LaurelError, match=r"the server answered [45]\d\d"):
-        ask(url, "no/such-model", "Hello", temperature=1.0, seed=0)
+        ask_model(url, "no/such-model", "Hello", temperature=1.0, seed=0)
     with pytest.raises(LaurelError, match="the server answered 404"):
-        ask(url + "/nowhere", "m", "Hello", temperature=1.0, seed=0)
+        ask_model(url + "/nowhere", "m", "Hello", temperature=1.0, seed=0)
     with pytest.raises(LaurelError, match="no answer"):
-        ask("http://127.0.0.1:9/v1", "m", "Hello", temperature=1.0, seed=0)
+        ask_model("http://127.0.0.1:9/v1", "m", "Hello", temperature=1.0, seed=0)
     with pytest.raises(UsageError, match="no address"):
-        ask("127.0.0.1:9", "m", "Hello", temperature=1.0, seed=0)
+        ask_model("127.0.0.1:9", "m", "Hello", temperature=1.0, seed=0)
 
 
 def test_an_answer_becomes_a_prompt():
-    assert plain('\n1. "Count every step."\nAnd more.') == "Count every step."
-    assert plain("New instruction: - Work it out.") == "Work it out."
+    assert first_line('\n1. "Count every step."\nAnd more.') == "Count every step."
+    assert first_line("New instruction: - Work it out.") == "Work it out."
     assert (
-        plain("* Prompt: “Go.”") == "Go." and plain(" \n ") == "" and len(plain("x" * 900)) == 500
+        first_line("* Prompt: “Go.”") == "Go."
+        and first_line(" \n ") == ""
+        and len(first_line("x" * 900)) == 500
     )
 
 
 def test_requests_show_what_they_must():
     log, _ = synthetic_log(40)
-    asked = ape(log, count=4)
+    asked = ape_request(log, count=4)
     assert (
         sum(query in asked for query, test in zip(log.queries, log.test_S, strict=True) if not test)
         == 4
@@ -106,7 +119,7 @@ def test_requests_show_what_they_must():
     assert not any(
         query in asked for query, test in zip(log.queries, log.test_S, strict=True) if test
     )
-    told = opro({"good": 0.9, "bad": 0.1})
+    told = opro_request({"good": 0.9, "bad": 0.1})
     assert told.index("bad") < told.index("good") and "90%" in told
     assert few_shot(log) is None
     answers = {(s, 0): f"It is {s}." for s in range(40)}
@@ -117,7 +130,7 @@ def test_requests_show_what_they_must():
 
 
 def test_candidates_are_ranked_by_what_is_predicted():
-    assert ranked(np.array([0.2, 0.9]), ["a", "b"], [True, False]) == [
+    assert rank_candidates(np.array([0.2, 0.9]), ["a", "b"], [True, False]) == [
         ("b", 0.9, False),
         ("a", 0.2, True),
     ]

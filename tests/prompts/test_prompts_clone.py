@@ -11,8 +11,8 @@ import pytest
 
 from laurel.cli.main import main
 from laurel.core.errors import UsageError
-from laurel_prompts.clone import TRIED, read_clone, root_of
-from laurel_prompts.logs import leaked
+from laurel_prompts.clone import TRIED, find_clone_root, read_clone
+from laurel_prompts.logs import count_leaked_queries
 
 LATE = ("gpt4_0", "gpt4_1")
 TRAIN, TEST = 60, 20
@@ -112,11 +112,14 @@ def test_a_clone_with_the_questions_where_its_scripts_read_them(clone, tmp_path)
             np.full(TEST, p / 10),
         )
     for given in (clone, clone / "llama_exps"):
-        log, features = read_clone(root_of(given), "gsm8k", cache=tmp_path)
+        log, features = read_clone(find_clone_root(given), "gsm8k", cache=tmp_path)
         np.testing.assert_array_equal(log.reward_SP, expected(log))
         assert (log.names, log.prompts[1], features) == (ALL, "Say CoT: ", "")
         assert log.queries[0] == "What is 0 and 0?" and log.queries[-1] == "What is 79 and 79?"
-        assert log.test_S.tolist() == [False] * TRAIN + [True] * TEST and leaked(log) == 0
+        assert (
+            log.test_S.tolist() == [False] * TRAIN + [True] * TEST
+            and count_leaked_queries(log) == 0
+        )
         assert (
             log.responses[TRAIN + 1, 7] == " Because\nit is 61."
             and len(log.responses) == TRAIN * 6 + TEST * 8
@@ -127,9 +130,10 @@ def test_a_clone_with_the_questions_where_its_scripts_read_them(clone, tmp_path)
     log, _ = read_clone(clone, "mawps", cache=tmp_path)
     np.testing.assert_array_equal(log.reward_SP, expected(log))
     assert (
-        log.queries[0] == log.queries[16] == "Add 0.0 , 4 for 0" and leaked(log) == TEST
+        log.queries[0] == log.queries[16] == "Add 0.0 , 4 for 0"
+        and count_leaked_queries(log) == TEST
     )  # folds share their questions
-    assert root_of(tmp_path) is None
+    assert find_clone_root(tmp_path) is None
 
 
 def test_a_clone_as_it_is_is_fitted_by_its_embeddings(clone, tmp_path, capsys, monkeypatch):
@@ -148,7 +152,7 @@ def test_a_clone_as_it_is_is_fitted_by_its_embeddings(clone, tmp_path, capsys, m
     assert features.endswith(".npz") and log.queries[TRAIN] == "gsm8k test 0"
     assert (
         log.question_S[TRAIN] == log.question_S[3]
-        and leaked(log) == 1
+        and count_leaked_queries(log) == 1
         and len(np.unique(log.question_S)) == TRAIN + TEST - 1
     )
 

@@ -11,11 +11,23 @@ import numpy as np
 import pytest
 
 from laurel.core.errors import UsageError
-from laurel_prompts.features import DIRECTIONS, Directions, Words, encoder, surface
-from laurel_prompts.fit import fit, log_loss, rates
-from laurel_prompts.models import Logistic, Rates, Trees, grid, restore
+from laurel_prompts.features import (
+    DIRECTIONS,
+    HashedWords,
+    PrincipalDirections,
+    encoder,
+    surface_features,
+)
+from laurel_prompts.fit import fit, log_loss, mean_rewards
+from laurel_prompts.models import (
+    Logistic,
+    Rates,
+    Trees,
+    candidate_models,
+    restore_model,
+)
 from laurel_prompts.policy_value import auc
-from laurel_prompts.predictor import Predictor, leaving
+from laurel_prompts.predictor import Predictor, choose_over_default
 from laurel_prompts.synthetic import synthetic_log
 
 
@@ -50,7 +62,7 @@ def test_learning_from_one_tried_prompt_a_query_with_propensities(models):
     names = [one.name for one in found.predictor.choose(log.rows(log.test_S).queries)]
     value = held[np.arange(len(held)), [log.names.index(name) for name in names]].mean()
     assert value > held.mean(0).max() + 0.05, value
-    assert rates(log).argmax() == truth.mean(0).argmax() == 0
+    assert mean_rewards(log).argmax() == truth.mean(0).argmax() == 0
 
 
 def test_the_logistic_model_minimises_what_it_says():
@@ -133,13 +145,13 @@ def test_every_model_comes_back_as_it_was(tmp_path, fitted):
         rng.standard_normal((4, 2)),
         (rng.random((80, 4)) < 0.5).astype(float),
     )
-    for model in grid():
+    for model in candidate_models():
         made = model.fit(x, e, reward)
         state = json.loads(
             json.dumps({k: v for k, v in made.state().items() if not isinstance(v, np.ndarray)})
         )
         arrays = {k: v for k, v in made.state().items() if isinstance(v, np.ndarray)}
-        again = restore(type(made).__name__, {**state, **arrays})
+        again = restore_model(type(made).__name__, {**state, **arrays})
         which = np.array([0, 1, -1, 3])
         np.testing.assert_array_equal(again.predict(x, e, which), made.predict(x, e, which))
     found.predictor.save(tmp_path / "p", {"log": log.name})
@@ -199,8 +211,8 @@ def test_unseen_candidates_compete_only_when_told(fitted):
 
 def test_the_margin_is_what_must_be_gained():
     table = np.array([[0.5, 0.53], [0.5, 0.6], [0.5, 0.4]])
-    assert leaving(table, 0, 0.05).tolist() == [0, 1, 0]
-    assert leaving(table, 0, 0.0).tolist() == [1, 1, 0] and leaving(
+    assert choose_over_default(table, 0, 0.05).tolist() == [0, 1, 0]
+    assert choose_over_default(table, 0, 0.0).tolist() == [1, 1, 0] and choose_over_default(
         table, 0, math.inf
     ).tolist() == [0, 0, 0]
 
@@ -208,7 +220,7 @@ def test_the_margin_is_what_must_be_gained():
 def test_directions_are_those_of_an_exact_decomposition():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((200, 40)) * np.linspace(3, 0.1, 40)
-    found = Directions.fit(rows, count=5)
+    found = PrincipalDirections.fit(rows, count=5)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     exact = np.linalg.svd(unit)[2][:5]
     np.testing.assert_allclose(np.abs(found.arrays["basis"] @ exact.T), np.eye(5), atol=1e-3)
@@ -217,15 +229,15 @@ def test_directions_are_those_of_an_exact_decomposition():
 
 
 def test_words_are_hashed_alike_everywhere_and_figures_count_apart():
-    words = Words()
+    words = HashedWords()
     one, two = words(["Tom has 3 apples?"]), words(["tom HAS 450 apples?"])
     assert (one[:, :-8] != two[:, :-8]).nnz == 0 and one.shape[1] == (1 << 14) + 8
-    assert surface("Tom pays $3.50, half of 7. How much?")[1:] == pytest.approx(
+    assert surface_features("Tom pays $3.50, half of 7. How much?")[1:] == pytest.approx(
         [math.log(3), math.log(8), 1, math.log(2), math.log(4), 1, 1]
     )
-    assert words([]).shape == (0, (1 << 14) + 8) and np.isfinite(surface("")).all()
+    assert words([]).shape == (0, (1 << 14) + 8) and np.isfinite(surface_features("")).all()
     texts = [f"word{n} and word{n + 1}" for n in range(300)]
-    assert Directions.fit(words(texts))(words(texts[:3])).shape == (3, DIRECTIONS + 8)
+    assert PrincipalDirections.fit(words(texts))(words(texts[:3])).shape == (3, DIRECTIONS + 8)
 
 
 def test_vectors_of_a_file(tmp_path):
@@ -253,7 +265,7 @@ def test_luck_does_not_make_a_default_nor_a_handful_of_questions_a_gain(models):
         reward_SP=np.hstack([log.reward_SP, lucky]),
         propensity_SP=propensity,
     )
-    assert rates(rare)[6] == 1.0 and rates(rare, lower=True).argmax() == 0
+    assert mean_rewards(rare)[6] == 1.0 and mean_rewards(rare, lower=True).argmax() == 0
     blind = replace(log, propensity_SP=None)
     found = fit(blind)
     assert found.gain is None and math.isinf(found.predictor.margin)

@@ -9,13 +9,13 @@ import pytest
 
 from laurel.core.errors import UsageError
 from laurel_prompts.logs import (
-    coverage,
-    folds,
+    count_leaked_queries,
+    coverage_tables,
+    fold_of_query,
+    group_by_story,
     grouped_split,
-    leaked,
-    normalised,
+    normalise_question,
     read_log,
-    stories,
 )
 from laurel_prompts.published import read_published
 from laurel_prompts.synthetic import PROMPTS, synthetic_log
@@ -225,13 +225,13 @@ def test_rows_of_one_model_only(tmp_path):
 
 def test_questions_are_one_where_only_form_differs():
     assert (
-        normalised("Mary had  8.0 cups .")
-        == normalised("mary had 8 cups")
-        != normalised("Mary had 9 cups.")
+        normalise_question("Mary had  8.0 cups .")
+        == normalise_question("mary had 8 cups")
+        != normalise_question("Mary had 9 cups.")
     )
-    assert normalised("\uff11\uff12 apples") == "12 apples" and normalised(
+    assert normalise_question("\uff11\uff12 apples") == "12 apples" and normalise_question(
         "Third - grade"
-    ) == normalised("third grade")
+    ) == normalise_question("third grade")
     sums = [
         "What is 12 + 7?",
         "What is 12 - 7?",
@@ -244,7 +244,7 @@ def test_questions_are_one_where_only_form_differs():
         "?!",
         "...",
     ]
-    assert len({normalised(text) for text in sums}) == len(sums)
+    assert len({normalise_question(text) for text in sums}) == len(sums)
 
 
 def test_a_split_by_question_leaks_nothing_and_folds_keep_questions_whole(tmp_path):
@@ -259,16 +259,16 @@ def test_a_split_by_question_leaks_nothing_and_folds_keep_questions_whole(tmp_pa
         for n in range(35)
     ]
     log = read_log(written(tmp_path / "log.jsonl", rows))
-    assert leaked(log) == 14
+    assert count_leaked_queries(log) == 14
     split = grouped_split(log, 0.3)
-    assert leaked(split) == 0 and split.test_S.sum() == 10
-    fold = folds(log.question_S, 3)
+    assert count_leaked_queries(split) == 0 and split.test_S.sum() == 10
+    fold = fold_of_query(log.question_S, 3)
     assert all(len(set(fold[log.question_S == q])) == 1 for q in range(7)) and set(fold) == {
         0,
         1,
         2,
     }
-    facts = dict(coverage(log)[1].rows)
+    facts = dict(coverage_tables(log)[1].rows)
     assert facts["test queries whose question is in training, too"] == "14 of 14"
     assert facts["queries that repeat a question"] == "28"
 
@@ -282,13 +282,13 @@ def test_the_same_story_with_other_figures_is_found(tmp_path):
     log = read_log(
         written(tmp_path / "log.jsonl", [*rows, {"query": "Why?", "prompt": "a", "reward": 1}])
     )
-    alike = stories(log)
+    alike = group_by_story(log)
     assert len(set(log.question_S)) == 7 and alike.question_S.tolist() == [0, 1, 2, 0, 1, 2, 3]
     sums = [{"query": f"{n} + 1 =", "prompt": "a", "reward": 1} for n in range(9)]
     assert (
-        stories(read_log(written(tmp_path / "log.jsonl", sums))) is None
+        group_by_story(read_log(written(tmp_path / "log.jsonl", sums))) is None
     )  # nothing would be left to hold out
-    assert stories(read_log(written(tmp_path / "log.jsonl", [rows[0], rows[1]]))) is None
+    assert group_by_story(read_log(written(tmp_path / "log.jsonl", [rows[0], rows[1]]))) is None
 
 
 def test_the_synthetic_log_is_what_it_says():
@@ -300,7 +300,7 @@ def test_the_synthetic_log_is_what_it_says():
     )
     assert abs(truth.mean(0).max() - 0.567) < 0.02 and abs(truth.max(1).mean() - 0.75) < 0.01
     partial, truth = synthetic_log(6000, every=False)
-    assert (partial.logged_SP.sum(1) == 1).all() and leaked(log) < 5
+    assert (partial.logged_SP.sum(1) == 1).all() and count_leaked_queries(log) < 5
     drawn = partial.propensity_SP[partial.logged_SP]
     assert abs((1 / drawn).mean() - 6) < 0.2  # the mean of 1 / propensity is the number of prompts
 
@@ -309,7 +309,11 @@ def test_the_authors_logs(shared):
     folder = shared("data/prompt-oirl")
     log, published = read_published(folder, "gsm8k")
     test = log.rows(log.test_S)
-    assert log.reward_SP.shape == (8473, 16) and leaked(log) == 0 and published["IRL 0"] == 0.26
+    assert (
+        log.reward_SP.shape == (8473, 16)
+        and count_leaked_queries(log) == 0
+        and published["IRL 0"] == 0.26
+    )
     assert [round(float(rate), 3) for rate in test.reward_SP.mean(0)[:6]] == [
         0.248,
         0.24,
@@ -322,7 +326,10 @@ def test_the_authors_logs(shared):
         " To find out how much Janet"
     )
     log, published = read_published(folder, "mawps")
-    assert leaked(log) == int(log.test_S.sum()) == 1685 and published["best train prompt"] == 0.646
+    assert (
+        count_leaked_queries(log) == int(log.test_S.sum()) == 1685
+        and published["best train prompt"] == 0.646
+    )
     assert len(np.unique(log.question_S)) <= 1744
     with pytest.raises(UsageError, match=r"gsm8k\|mawps"):
         read_published(folder, "")

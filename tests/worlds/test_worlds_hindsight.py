@@ -18,11 +18,11 @@ from laurel_worlds.hindsight import (
     hit_chance,
     learn,
     play,
-    replayed,
-    targets,
+    q_targets,
+    relabel_steps,
     tasks,
 )
-from laurel_worlds.interval import mean, share
+from laurel_worlds.interval import student_interval, wilson_interval
 
 
 @pytest.mark.parametrize(("bits", "steps"), [(1, 1), (2, 1), (2, 2), (3, 4), (4, 3)])
@@ -81,7 +81,7 @@ def test_greedy_play_with_the_true_values_takes_the_shortest_way():
 def test_replay_keeps_the_world_and_only_changes_the_goal():
     rng = np.random.default_rng(2)
     played = play(np.zeros((16, 5)), *tasks(5, 40, rng), 1.0, rng)
-    plain, more = replayed(played, 0, rng), replayed(played, FUTURES, rng)
+    plain, more = relabel_steps(played, 0, rng), relabel_steps(played, FUTURES, rng)
     steps = int(played.length_N.sum())
     assert len(plain.action_N) == steps and len(more.action_N) == steps * (FUTURES + 1)
     assert (more.goal_NB[:steps] == plain.goal_NB).all()
@@ -93,7 +93,7 @@ def test_replay_keeps_the_world_and_only_changes_the_goal():
 def test_goals_in_hindsight_lie_ahead_in_the_same_episode():
     state = np.array([[[-1.0, -1, -1]], [[1, -1, -1]], [[1, 1, -1]], [[1, 1, 1]]])
     played = Episodes(state, np.array([[0], [1], [2]]), np.array([[1.0, 1, 1]]), np.array([3]))
-    seen = replayed(played, 400, np.random.default_rng(0))
+    seen = relabel_steps(played, 400, np.random.default_rng(0))
     ahead = {step: set() for step in range(3)}
     for action, goal in zip(seen.action_N[3:], seen.goal_NB[3:], strict=True):
         ahead[int(action)].add(int((goal > 0).sum()))
@@ -108,11 +108,11 @@ def test_targets_worked_by_hand():
     after = np.array([[-1.0, 1, 1], [-1, 1, 1]])
     goal = np.array([[-1.0, 1, 1], [1, -1, 1]])
     steps = Steps(before, np.array([0, 0]), after, goal)
-    assert np.allclose(targets(perfect(3), steps), [0, -1 - GAMMA])
+    assert np.allclose(q_targets(perfect(3), steps), [0, -1 - GAMMA])
     low, high = perfect(3), perfect(3)
     low[0], high[0] = -1e3, 1e3
-    assert np.allclose(targets(low, steps), [0, -1 / (1 - GAMMA)]) and np.allclose(
-        targets(high, steps), 0
+    assert np.allclose(q_targets(low, steps), [0, -1 / (1 - GAMMA)]) and np.allclose(
+        q_targets(high, steps), 0
     )
 
 
@@ -121,7 +121,7 @@ def test_fifteen_bits_need_hindsight():
     for futures in (FUTURES, 0):
         weight, _ = learn(15, futures=futures, rounds=120, episodes=16, updates=20, seed=3)
         rng = np.random.default_rng(9)
-        solved[futures] = share(
+        solved[futures] = wilson_interval(
             int(play(weight, *tasks(15, 400, rng), 0.0, rng).reached_N.sum()), 400
         )
     assert solved[FUTURES][1] > 0.9 and solved[0][2] < 0.05
@@ -142,8 +142,8 @@ def test_the_experiment_measures_and_can_contradict_itself():
 
 
 def test_intervals_worked_by_hand():
-    assert share(8, 10) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
-    assert mean([1, 2, 3]) == pytest.approx(
+    assert wilson_interval(8, 10) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert student_interval([1, 2, 3]) == pytest.approx(
         (2, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5
     )
-    assert mean([4.0]) == (4.0, 4.0, 4.0)
+    assert student_interval([4.0]) == (4.0, 4.0, 4.0)

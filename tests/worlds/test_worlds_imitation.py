@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from laurel.core.errors import UsageError
-from laurel_worlds.imitate import exponent, imitate
+from laurel_worlds.imitate import growth_exponent, imitate
 from laurel_worlds.imitation import (
     Labels,
     clone,
@@ -14,9 +14,9 @@ from laurel_worlds.imitation import (
     interactive,
     noisy,
     occupancy_in_time,
+    sample_walks,
     tightrope,
     unrecoverable_cost,
-    walk,
 )
 
 
@@ -80,9 +80,9 @@ def test_one_fall_costs_the_way_back():
 def test_the_exact_cost_is_the_simulated_one():
     world = tightrope(fog=0.2)
     policy = 0.8 * np.eye(3)[world.expert_S] + 0.2 / 3
-    total = -walk(world.mdp, policy, steps=20_000 * 12, horizon=12, rng=np.random.default_rng(0))[
-        2
-    ].sum(0)
+    total = -sample_walks(
+        world.mdp, policy, steps=20_000 * 12, horizon=12, rng=np.random.default_rng(0)
+    )[2].sum(0)
     z = (total.mean() - cost(world.mdp, policy, 12)) / (total.std() / np.sqrt(len(total)))
     assert abs(z) < 4
 
@@ -102,7 +102,7 @@ def test_a_clone_knows_nothing_below_and_the_interactive_learner_does():
 def test_no_round_of_correction_is_behaviour_cloning():
     world = tightrope()
     found = interactive(world, labels=600, horizon=20, rounds=0, rng=np.random.default_rng(5))
-    state, _, _ = walk(
+    state, _, _ = sample_walks(
         world.mdp, np.eye(3)[world.expert_S], steps=600, horizon=20, rng=np.random.default_rng(5)
     )
     seen = state.ravel()
@@ -112,11 +112,11 @@ def test_no_round_of_correction_is_behaviour_cloning():
 
 
 def test_exponents_of_powers():
-    assert exponent((1, 2, 4), [3, 12, 48]) == pytest.approx(2) and exponent(
+    assert growth_exponent((1, 2, 4), [3, 12, 48]) == pytest.approx(2) and growth_exponent(
         (2, 8), [5, 20]
     ) == pytest.approx(1)
     with pytest.raises(UsageError):
-        exponent((1, 2), [0, 1])
+        growth_exponent((1, 2), [0, 1])
 
 
 def test_a_demonstrator_that_errs():

@@ -8,7 +8,7 @@ from scipy.special import logsumexp
 
 from laurel.core.errors import UsageError
 from laurel_worlds.gridworld import gridworld
-from laurel_worlds.imitation import walk
+from laurel_worlds.imitation import sample_walks
 from laurel_worlds.inverse import (
     demonstrated_visits,
     expected_visits,
@@ -18,7 +18,7 @@ from laurel_worlds.inverse import (
     shaped,
     soft_solution,
 )
-from laurel_worlds.irl import irl, scores
+from laurel_worlds.irl import irl, score_recovered_reward
 from laurel_worlds.mdp import from_arrays
 from laurel_worlds.planning import evaluate, optimal_actions, value_iteration
 
@@ -109,7 +109,7 @@ def test_demonstrated_visits_by_hand():
 
 def test_demonstrations_estimate_the_exact_visits():
     policy, _ = soft_solution(WORLD)
-    states, actions, _ = walk(
+    states, actions, _ = sample_walks(
         WORLD, policy, steps=4000 * 60, horizon=60, rng=np.random.default_rng(3)
     )
     found, exact = demonstrated_visits(WORLD, states, actions), expected_visits(WORLD, policy)
@@ -146,8 +146,10 @@ def test_scores_of_the_truth_and_of_its_opposite():
     mdp = gridworld(slip=0.2, gamma=0.9)
     expert, _ = soft_solution(mdp)
     best = float(mdp.start_S @ value_iteration(mdp))
-    assert scores(mdp, expert, mdp.reward_SA) == pytest.approx((1, 1, best, 0), abs=1e-9)
-    wrong = scores(mdp, expert, -mdp.reward_SA)
+    assert score_recovered_reward(mdp, expert, mdp.reward_SA) == pytest.approx(
+        (1, 1, best, 0), abs=1e-9
+    )
+    wrong = score_recovered_reward(mdp, expert, -mdp.reward_SA)
     assert wrong[0] < 0.5 and wrong[2] < best - 1 and wrong[3] > 0.04
 
 

@@ -18,7 +18,7 @@ from laurel_worlds.learning import (
 )
 from laurel_worlds.mdp import from_arrays
 from laurel_worlds.planning import evaluate, optimal_actions, q_values, uniform, value_iteration
-from laurel_worlds.solve import moves_for
+from laurel_worlds.solve import default_moves
 
 STEP_REWARDS = (0.0, -0.04, -0.1, -0.4, -1.0, -2.0)
 
@@ -48,7 +48,9 @@ def test_without_slips_five_seeds_of_five_find_the_best_policy(learner, step_rew
 def test_with_slips_the_first_seed_finds_it(learner, step_reward):
     """All five seeds of all twelve worlds are what `laurel tabular compare --every-world` shows."""
     mdp = gridworld(step_reward=step_reward, slip=0.2)
-    assert not wrong(mdp, learner(mdp.simulator(0), steps=moves_for(mdp), seed=0, starts=live(mdp)))
+    assert not wrong(
+        mdp, learner(mdp.simulator(0), steps=default_moves(mdp), seed=0, starts=live(mdp))
+    )
 
 
 def test_a_wrong_target_is_seen():

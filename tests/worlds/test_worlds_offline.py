@@ -8,7 +8,7 @@ import pytest
 from laurel.core.errors import UsageError
 from laurel_worlds.gridworld import gridworld
 from laurel_worlds.mdp import from_arrays
-from laurel_worlds.offline import Log, fitted_q, joined, offline, record
+from laurel_worlds.offline import Log, fitted_q, join_logs, offline, record
 from laurel_worlds.planning import q_values, uniform, value_iteration
 
 END = from_arrays(
@@ -57,8 +57,8 @@ def test_the_order_of_a_log_does_not_matter():
         record(mdp, uniform(mdp), episodes=5, horizon=20, noise=0.3, rng=rng) for _ in range(2)
     )
     assert np.allclose(
-        fitted_q(joined(first, second), mdp, caution=0.2),
-        fitted_q(joined(second, first), mdp, caution=0.2),
+        fitted_q(join_logs(first, second), mdp, caution=0.2),
+        fitted_q(join_logs(second, first), mdp, caution=0.2),
     )
 
 

@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 
 from laurel.core.errors import UsageError
-from laurel_worlds.compare import row_of_moves
+from laurel_worlds.compare import chain_world
 from laurel_worlds.gradient import Episode, objective, rollout, softmax
 from laurel_worlds.gridworld import gridworld
 from laurel_worlds.offpolicy import (
     ESTIMATORS,
     doubly_robust,
     effective_sample_size,
+    importance_sampling,
     log_ratios,
-    ordinary,
-    per_decision,
+    per_decision_importance_sampling,
     ratio_second_moment,
     reuse,
-    weighted,
+    weighted_importance_sampling,
 )
 from laurel_worlds.planning import evaluate, uniform
 
 LENGTH = 4
-WORLD = row_of_moves(LENGTH)
+WORLD = chain_world(LENGTH)
 HALF = replace(WORLD, reward_SAK=WORLD.reward_SAK / 2)  # a wrong model
 TARGET_SA, BEHAVIOUR_SA = (np.tile([chance, 1 - chance], (LENGTH + 1, 1)) for chance in (0.7, 0.5))
 TRUTH = float(WORLD.start_S @ evaluate(WORLD, TARGET_SA))
@@ -53,17 +53,23 @@ def mean_of(estimator):
 def test_by_hand():
     row = Episode(np.array([0, 1]), np.array([0, 1]), np.array([1.0, 2.0]), np.array([1, 2]))
     assert np.exp(log_ratios(row, TARGET_SA, BEHAVIOUR_SA)) == pytest.approx([1.4, 0.84])
-    assert ordinary([row], TARGET_SA, BEHAVIOUR_SA, 0.5) == pytest.approx([0.84 * 2])
-    assert per_decision([row], TARGET_SA, BEHAVIOUR_SA, 0.5) == pytest.approx(
+    assert importance_sampling([row], TARGET_SA, BEHAVIOUR_SA, 0.5) == pytest.approx([0.84 * 2])
+    assert per_decision_importance_sampling([row], TARGET_SA, BEHAVIOUR_SA, 0.5) == pytest.approx(
         [1.4 * 1 + 0.84 * 0.5 * 2]
     )
-    assert weighted([row], TARGET_SA, BEHAVIOUR_SA, 0.5) == pytest.approx(
+    assert weighted_importance_sampling([row], TARGET_SA, BEHAVIOUR_SA, 0.5) == pytest.approx(
         [2]
     )  # one episode: its own return
 
 
 @pytest.mark.parametrize(
-    "estimator", [ordinary, per_decision, doubly_robust(WORLD), doubly_robust(HALF)]
+    "estimator",
+    [
+        importance_sampling,
+        per_decision_importance_sampling,
+        doubly_robust(WORLD),
+        doubly_robust(HALF),
+    ],
 )
 def test_the_mean_over_every_episode_is_the_targets_value(estimator):
     assert pytest.approx(0.7) == TRUTH
@@ -71,9 +77,11 @@ def test_the_mean_over_every_episode_is_the_targets_value(estimator):
 
 
 def test_weighted_is_biased_and_in_range():
-    assert mean_of(weighted) == pytest.approx(0.5, abs=1e-14)  # N = 1: the behaviour's own value
+    assert mean_of(weighted_importance_sampling) == pytest.approx(
+        0.5, abs=1e-14
+    )  # N = 1: the behaviour's own value
     rows = [row for row, _ in every_episode()]
-    assert weighted(rows, TARGET_SA, BEHAVIOUR_SA, 1.0).mean() == pytest.approx(
+    assert weighted_importance_sampling(rows, TARGET_SA, BEHAVIOUR_SA, 1.0).mean() == pytest.approx(
         TRUTH, abs=1e-14
     )  # all of them, equally likely
 
@@ -85,7 +93,9 @@ def test_doubly_robust_with_the_right_model_has_no_spread_and_with_a_wrong_one_n
     )
     zeros = replace(WORLD, reward_SAK=WORLD.reward_SAK * 0)
     found = doubly_robust(zeros)(rows, TARGET_SA, BEHAVIOUR_SA, 1.0)
-    assert found == pytest.approx(per_decision(rows, TARGET_SA, BEHAVIOUR_SA, 1.0), abs=1e-14)
+    assert found == pytest.approx(
+        per_decision_importance_sampling(rows, TARGET_SA, BEHAVIOUR_SA, 1.0), abs=1e-14
+    )
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -131,7 +141,11 @@ def test_on_a_slippery_grid_the_sampled_mean_is_the_value():
     simulator, rng = mdp.simulator(2), np.random.default_rng(3)
     rows = [rollout(simulator, uniform(mdp), rng) for _ in range(1500)]
     truth = float(mdp.start_S @ evaluate(mdp, target_SA))
-    for estimator in (ordinary, per_decision, doubly_robust(gridworld(slip=0.0, gamma=0.9))):
+    for estimator in (
+        importance_sampling,
+        per_decision_importance_sampling,
+        doubly_robust(gridworld(slip=0.0, gamma=0.9)),
+    ):
         found = estimator(rows, target_SA, uniform(mdp), mdp.gamma)
         assert abs(found.mean() - truth) < 4 * found.std(ddof=1) / len(rows) ** 0.5
 

@@ -12,11 +12,11 @@ from laurel_worlds.gridworld import gridworld
 from laurel_worlds.mdp import from_arrays
 from laurel_worlds.planning import (
     deterministic,
-    endless,
     evaluate,
     evaluate_iteratively,
     linear_programme,
     names_of,
+    never_ending_states,
     occupancy,
     optimal_actions,
     policy_iteration,
@@ -44,7 +44,7 @@ def test_three_ways_agree(step_reward, slip):
     for other_S in (howard_S, linear_programme(mdp), evaluate(mdp, policy_SA)):
         assert np.abs(other_S - value_S).max() < 1e-9
         assert (optimal_actions(mdp, other_S, 1e-7) == optimal_actions(mdp, value_S, 1e-7)).all()
-    assert not endless(mdp, policy_SA).any()
+    assert not never_ending_states(mdp, policy_SA).any()
 
 
 @pytest.mark.parametrize(("step_reward", "slip"), EVERY)
@@ -103,7 +103,7 @@ def test_a_free_step_ties_34_moves_and_some_of_them_never_end():
     assert (optimal_actions(mdp, value_S, 1e-7) >= (left_SA > 0))[
         ~mdp.terminal_S
     ].all()  # always left is best everywhere ...
-    assert endless(mdp, left_SA).sum() == 9
+    assert never_ending_states(mdp, left_SA).sum() == 9
     with pytest.raises(UsageError, match="improper: I - P is singular"):  # ... and has no value
         evaluate(mdp, left_SA)
     with pytest.raises(UsageError, match="improper"):

@@ -15,7 +15,7 @@ from laurel_worlds.planning import (
     policy_iteration,
     value_iteration,
 )
-from laurel_worlds.solve import learned_row, moves_for, solve, switch_points
+from laurel_worlds.solve import default_moves, learned_row, solve, switch_points
 
 
 @pytest.mark.parametrize(("step_reward", "slip"), [(-2.0, 0.0), (-0.04, 0.2), (0.0, 0.0)])
@@ -106,7 +106,7 @@ def test_thresholds_are_a_table():
 
 
 def test_a_learner_gets_more_moves_where_chance_rules():
-    assert moves_for(gridworld(slip=0.2)) > 5 * moves_for(gridworld()) == 5 * 36 * 1100
+    assert default_moves(gridworld(slip=0.2)) > 5 * default_moves(gridworld()) == 5 * 36 * 1100
     mdp = gridworld()
     row = learned_row(mdp, np.ones((11, 4), dtype=bool), "SARSA", 0, 100)
     assert row["wrong"] == [] and len(row["tied"]) == 9
