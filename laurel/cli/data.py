@@ -242,7 +242,7 @@ def _print_check(console: Console, name: str, result: Check) -> None:
     for finding in findings[:SHOWN_WRONG]:
         console.print(
             Text(
-                f"{finding.where}: {finding.reason}; gold answer {_short(finding.answer, 80)}",
+                f"{finding.where}: {finding.reason}; gold answer {_shorten(finding.answer, 80)}",
                 style="red",
             ),
             soft_wrap=True,
@@ -288,12 +288,12 @@ def _column_lines(row: Row) -> list[Text]:
             lines.append(Text(f"  {column}:", style="bold"))
             lines.extend(
                 Text.assemble(
-                    "    ", (f"{turn['role']}: ", "magenta"), _short(turn.get("content"), 400)
+                    "    ", (f"{turn['role']}: ", "magenta"), _shorten(turn.get("content"), 400)
                 )
                 for turn in turns
             )
         else:
-            lines.append(Text.assemble((f"  {column}: ", "bold"), _short(value, 400)))
+            lines.append(Text.assemble((f"  {column}: ", "bold"), _shorten(value, 400)))
     return lines
 
 
@@ -325,7 +325,7 @@ def _token_lines(tokenizer: Any, row: Row, train_on: str | None) -> list[Text]:
     for token, supervised, piece in zip(
         (*encoded.ids, None),
         (*encoded.mask, False),
-        (*_pieces(tokenizer, encoded.ids), ""),
+        (*_token_texts(tokenizer, encoded.ids), ""),
         strict=True,
     ):
         edge = {(False, True): "«", (True, False): "»"}.get((on, bool(supervised)), "")
@@ -339,7 +339,7 @@ def _token_lines(tokenizer: Any, row: Row, train_on: str | None) -> list[Text]:
     return [ids, text, Text(f"  {sum(encoded.mask)} of {len(encoded.ids)} tokens supervised")]
 
 
-def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def _token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text of each token after the one before it.
 
     Decoded alone, many tokenizers drop a leading space.
@@ -351,7 +351,7 @@ def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     ]
 
 
-def _short(value: Any, longest: int) -> str:
+def _shorten(value: Any, longest: int) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = text.replace("\n", "\\n")
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -89,7 +89,7 @@ def port_config(args: Any, ask: Request) -> TrainConfig:
     own = {name: value for name, value in words.items() if name in TrainConfig.model_fields}
     theirs = {name: value for name, value in words.items() if name not in own}
     values, lines = translate_config(path, {**read_trl(path), **theirs}, own, ask)
-    print("\n".join(table(path, ask.algorithm, lines)), flush=True)
+    print("\n".join(format_translation(path, ask.algorithm, lines)), flush=True)
     for name in ("model", "dataset"):
         if name not in {**values, **own}:
             raise UsageError(f"the file names no {name}.", where=path, fix=f"Give --{name}.")
@@ -285,7 +285,7 @@ def implied_options(ask: Request, values: Mapping[str, Any]) -> dict[str, tuple[
         why = "TRL's dtype is that of the weights; where all are trained, laurel keeps float32"
         why += " masters"
         found["param_dtype"] = (weight_dtype, why)
-    if as_bool(everything.get("use_peft")) and (chosen := chosen_by_peft(everything)):
+    if as_bool(everything.get("use_peft")) and (chosen := peft_default_modules(everything)):
         found["lora_target_modules"] = chosen, "peft's choice for this model, as in TRL"
     return {option: one for option, one in found.items() if option in ask.own()}
 
@@ -302,7 +302,7 @@ def holds_messages(values: Mapping[str, Any]) -> bool:
     )
 
 
-def chosen_by_peft(values: Mapping[str, Any]) -> list[str]:
+def peft_default_modules(values: Mapping[str, Any]) -> list[str]:
     """The modules that peft adapts by default; none where the model is not on this machine."""
     file = Path(str(values.get("model"))) / "config.json"
     if not file.is_file():
@@ -312,14 +312,16 @@ def chosen_by_peft(values: Mapping[str, Any]) -> list[str]:
     return list(CHOICES.get(json.loads(file.read_text(encoding="utf-8")).get("model_type"), []))
 
 
-def table(path: str, algorithm: str, lines: list[Translation]) -> list[str]:
+def format_translation(path: str, algorithm: str, lines: list[Translation]) -> list[str]:
     """The translation as printed: what was read, TRL's defaults, what was left out."""
     kept = [line for line in lines if line.ours]
     rest = [line for line in kept if line.theirs == BY_TRL or line.value == SILENT]
     parts = {
-        "read": [line for line in lines if line not in rest and (line.ours or not left_out(line))],
+        "read": [
+            line for line in lines if line not in rest and (line.ours or not is_left_out(line))
+        ],
         "TRL's defaults, which are not laurel's": rest,
-        "left out": [line for line in lines if left_out(line) and line.said != AS_HERE],
+        "left out": [line for line in lines if is_left_out(line) and line.said != AS_HERE],
     }
     told = [f"{path}: a configuration of TRL's, as `laurel train {algorithm}`"]
     for title, part in parts.items():
@@ -327,7 +329,7 @@ def table(path: str, algorithm: str, lines: list[Translation]) -> list[str]:
     return told
 
 
-def left_out(line: Translation) -> bool:
+def is_left_out(line: Translation) -> bool:
     """Did this name become no option? One that asks for the usual thing counts as read."""
     row = TABLE.get(line.theirs)
     asked_for_nothing = (

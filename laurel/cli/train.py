@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
 
     `--help` is ours: what applies depends on the algorithm.
     """
-    from laurel.cli.options import add_foreign, add_options
+    from laurel.cli.options import add_options, add_trl_names
 
     parser = subparsers.add_parser(
         "train", help="train a model with one algorithm of the table", add_help=False
@@ -43,8 +43,8 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--from_trl", metavar=PORT, help=FROM_TRL)
     add_options(parser, TrainConfig)
-    add_foreign(parser, TrainConfig)
-    parser.set_defaults(run=run, advise=advise)
+    add_trl_names(parser, TrainConfig)
+    parser.set_defaults(run=run, advise=advise_on_unknown_option)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -95,7 +95,7 @@ def algorithm_with_defaults(algorithm: str | None) -> Request:
     return Request(algorithm or "", own=own)
 
 
-def advise(name: str, args: argparse.Namespace) -> str:
+def advise_on_unknown_option(name: str, args: argparse.Namespace) -> str:
     """What to write instead of an option that `laurel train` has not."""
     return suggestion(name, TrainConfig, algorithm_with_defaults(args.algorithm)).replace(
         "Did you mean `", "Did you mean `--"

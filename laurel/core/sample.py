@@ -476,7 +476,7 @@ class Outputs:
         return replace(self, **{name: x for name, x in added.items() if x is not None})
 
 
-def order(n: int, epoch: int, seed: int) -> list[int]:
+def epoch_order(n: int, epoch: int, seed: int) -> list[int]:
     """The positions 0 .. n-1 in the order of one epoch, shuffled by (seed, epoch) alone."""
     return list(_order(n, epoch, seed))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from laurel.core.trl import Name, harmless, unsupported
+from laurel.core.trl import TrlName, harmless, unsupported
 
-HARMLESS: dict[str, Name] = {
+HARMLESS: dict[str, TrlName] = {
     **harmless(
         "It belongs to older versions, and changed no result: leave it out.",
         overwrite_output_dir=False,
@@ -248,7 +248,7 @@ HARMLESS: dict[str, Name] = {
     ),
 }
 
-DIFFERENT: dict[str, Name] = {
+DIFFERENT: dict[str, TrlName] = {
     **unsupported(
         "The reference is reference: start, base or none.",
         reference_free=False,

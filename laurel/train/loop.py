@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError
-from laurel.core.metrics import Sums, merged
+from laurel.core.metrics import Sums, merge_metrics
 from laurel.core.run import Run
 from laurel.core.sample import Batch, Draw, Group, Outputs, Values, sample_seed
 from laurel.core.tensors import bools, ints
@@ -542,7 +542,7 @@ def finish_step(session: Session, state: State, sums: Sums, progress: Progress) 
     record_time(session, sums, state.step)
     if config.kl_target:
         sums.add("beta", state.beta, 1)
-    means = merged(parallel.gather(sums)).means()
+    means = merge_metrics(parallel.gather(sums)).means()
     better = evaluated and best.is_best(session, state, means)
     done = evaluated and (best.reached_goal(config, means) or best.out_of_patience(config, state))
     alarms = log_step(session, state.step, means, progress, done)

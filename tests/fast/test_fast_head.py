@@ -158,7 +158,7 @@ def test_the_room_for_logits_follows_the_memory(monkeypatch):
         (None, 0, 99 * GIB, room.MOST),
     ]
     for memory, coming, useful, expected in cases:
-        monkeypatch.setattr(machine, "memory", lambda memory=memory: memory)
+        monkeypatch.setattr(machine, "memory_sizes", lambda memory=memory: memory)
         assert logit_room(CPU, coming, useful) == expected, (memory, coming, useful)
 
 

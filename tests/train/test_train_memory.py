@@ -100,7 +100,7 @@ def test_what_the_doctor_tells_is_what_a_run_foresees_and_measures(
     }
     config = resolve("grpo", TrainConfig(token_budget=200, **how, **sizes))
     monkeypatch.setattr(doctor_fit, "logit_room", lambda *asked: 1 << 20)
-    told = doctor_fit.fit("grpo", config, "cpu", None)
+    told = doctor_fit.forecast_fit("grpo", config, "cpu", None)
     policy = load_policy(config)
     policy.room = 1 << 20
     reference = SimpleNamespace(adapters_off=peft, policy=policy)
