@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from laurel.core.protocols import Verifier
-    from laurel.data.check import Check
+    from laurel.data.check import GoldCheck
     from laurel.data.source import Row
 
 MASKS = ("assistant", "last", "completion", "all", "no_tags")
@@ -109,10 +109,10 @@ def load(args: argparse.Namespace) -> list[Row]:
 
 def unused_line(args: argparse.Namespace, rows: Sequence[Row]) -> str:
     """One line with the columns that no format uses; none for generated tasks."""
-    from laurel.data.formats import unused
+    from laurel.data.formats import unused_columns
     from laurel.data.tasks import is_task
 
-    left = [] if is_task(args.file) else unused(rows)
+    left = [] if is_task(args.file) else unused_columns(rows)
     return f"columns not used: {', '.join(left)} (only rewards are given them)" if left else ""
 
 
@@ -162,7 +162,7 @@ def run_show(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from laurel.data.formats import detect
+    from laurel.data.formats import detect_format
 
     if args.limit < 1:
         raise UsageError("show at least one row.", where="--limit")
@@ -182,7 +182,7 @@ def run_show(args: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
     tokenizer = _tokenizer(args.model) if args.tokens else None
     for row in rows[: args.limit]:
-        form = detect(row.columns)
+        form = detect_format(row.columns)
         kind = (
             f"{form.name}{', conversational' if form.conversational else ''}" if form else "unknown"
         )
@@ -219,7 +219,7 @@ def _progress(rows: Iterable[Row]) -> Iterable[Row]:
     )  # type: ignore[arg-type]
 
 
-def _print_check(console: Console, name: str, result: Check) -> None:
+def _print_check(console: Console, name: str, result: GoldCheck) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -252,7 +252,7 @@ def _print_check(console: Console, name: str, result: Check) -> None:
     console.print(f"{result.right} of {result.rows} gold answers right")
 
 
-def _as_json(name: str, result: Check) -> dict[str, Any]:
+def _as_json(name: str, result: GoldCheck) -> dict[str, Any]:
     findings = {
         kind: [
             {"where": item.where, "answer": item.answer, "reason": item.reason} for item in items

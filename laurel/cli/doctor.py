@@ -336,9 +336,9 @@ def check_sampler() -> list[Check]:
     """Can the compact decoder be built? Without it a CPU samples about half as fast."""
     import torch
 
-    from laurel.fast.kernels import library
+    from laurel.fast.kernels import load_library
 
-    if torch.cuda.is_available() or library() is not None:
+    if torch.cuda.is_available() or load_library() is not None:
         return [
             Check(
                 "sampler",

@@ -18,7 +18,7 @@ from laurel.core.errors import UsageError
 from laurel.fast.packed import KNOWN, looks_packed, without_peft
 from laurel.fast.room import device_memory, logit_room
 from laurel.model.adapters import with_lora
-from laurel.model.folders import base_of, check_folder, is_adapter
+from laurel.model.folders import adapter_base, check_folder, is_adapter
 from laurel.model.narrow import cast_weights
 from laurel.model.objects import config_of
 from laurel.model.policy import (
@@ -29,16 +29,16 @@ from laurel.model.policy import (
     pick_param_dtype,
 )
 from laurel.model.weights import error_line
-from laurel.train.activation_memory import computed
+from laurel.train.activation_memory import count_computed_tokens
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.memory import (
-    Foreseen,
+    MemoryForecast,
     body_of,
     forecast_bytes,
     longest_groups,
+    memory_advice,
     own_bodies,
-    ways_out,
-    weights_of,
+    weight_bytes,
     work_in,
 )
 from laurel.train.optimizer import state_bytes
@@ -70,7 +70,7 @@ ROWS = {
 class MemoryFit:
     """A forecast of one way to train, the tokens of its micro-batch, and what helps."""
 
-    found: Foreseen
+    found: MemoryForecast
     tokens: int
     ways: list[str]
 
@@ -171,7 +171,7 @@ def forecast_fit(
     policy, auxiliary = build_without_memory(config, row, precision_on(config, kind))
     trainable = {**policy.trainable(), **(auxiliary.trainable() if auxiliary else {})}
     vocabulary = policy.causal.get_output_embeddings().weight.shape[0]
-    coming = sum(state_bytes(trainable, config.optim).values()) + weights_of(policy.model)
+    coming = sum(state_bytes(trainable, config.optim).values()) + weight_bytes(policy.model)
     useful = config.token_budget * vocabulary * policy.dtype.itemsize
     policy.room = logit_room(torch.device(kind), coming, useful, there)
     asked = config.reference not in (None, "none")
@@ -181,7 +181,11 @@ def forecast_fit(
     )
     work = work_in(*longest_step_rows(config, row, divided))
     found = forecast_bytes(policy, reference, auxiliary, config, row, work, kind)
-    return MemoryFit(found, computed(work.micro, packed=policy.packs), ways_out(config, row, found))
+    return MemoryFit(
+        found,
+        count_computed_tokens(work.micro, packed=policy.packs),
+        memory_advice(config, row, found),
+    )
 
 
 def longest_step_rows(config: Any, row: Any, divided: Any) -> tuple[Any, ...]:
@@ -213,7 +217,7 @@ def build_without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any
     from transformers import AutoModelForCausalLM
 
     check_folder(config.model)
-    name = base_of(config.model) if is_adapter(config.model) else config.model
+    name = adapter_base(config.model) if is_adapter(config.model) else config.model
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config_of(name), dtype=torch.float32)

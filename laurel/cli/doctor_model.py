@@ -22,8 +22,8 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     from laurel.fast.packed import can_encode
     from laurel.fast.static import static_because
     from laurel.model.policy import load_policy
-    from laurel.rollout.sampler import way_of
-    from laurel.train.memory import weights_of
+    from laurel.rollout.sampler import choose_sampling_way
+    from laurel.train.memory import weight_bytes
     from laurel.train.optimizer import state_bytes
 
     policy = load_policy(TrainConfig(model=name))
@@ -34,8 +34,8 @@ def model_lines(name: str) -> list[tuple[str, str]]:
         (
             "model",
             (
-                f"{type(policy.causal).__name__}, {format_count(count)} weights, {vocabulary:,} words,"
-                f" width {width}"
+                f"{type(policy.causal).__name__}, {format_count(count)} weights,"
+                f" {vocabulary:,} words, width {width}"
             ),
         )
     ]
@@ -43,7 +43,10 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     lines.append(
         (
             "sampling",
-            f"{describe_sampling(*way_of(policy))}; {rate:,.0f} tokens/s, {ROWS} rows at once",
+            (
+                f"{describe_sampling(*choose_sampling_way(policy))}; {rate:,.0f} tokens/s,"
+                f" {ROWS} rows at once"
+            ),
         )
     )
     if policy.device.type != "cuda":
@@ -57,15 +60,16 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     lines.append(
         ("training", f"{way}; {measure_training_rate(policy):,.0f} tokens/s forward and backward")
     )
-    weights = weights_of(policy.model)
+    weights = weight_bytes(policy.model)
     trained = weights + sum(state_bytes(policy.trainable(), "adamw_torch").values())
     lines.append(
         (
             "memory",
             (
-                f"{format_bytes(weights)} of weights; all of them trained {format_bytes(trained)}, with a"
-                f" reference for KL {format_bytes(trained + weights)}; LoRA {format_bytes(weights)} and its"
-                " adapters; activations beside that (--algorithm grpo: all of it)"
+                f"{format_bytes(weights)} of weights; all of them trained {format_bytes(trained)},"
+                f" with a reference for KL {format_bytes(trained + weights)};"
+                f" LoRA {format_bytes(weights)} and its adapters;"
+                " activations beside that (--algorithm grpo: all of it)"
             ),
         )
     )

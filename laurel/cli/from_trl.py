@@ -21,7 +21,7 @@ from laurel.core.load import resolve_paths
 from laurel.core.options import suggestion
 from laurel.core.trl import Request, Translation, as_bool, as_number, format_value, translate
 from laurel.core.trl_names import ADAPTERS, COMMON, DUMPED, OWN, TABLE, default_of, defaults_of
-from laurel.core.trl_rules import TRAINERS, same
+from laurel.core.trl_rules import TRAINERS, is_same_value
 
 LONGEST = 1 << 20
 """No limit on tokens but that of the model's positions: of prompts TRL 1.16 has no other."""
@@ -164,7 +164,7 @@ def given_names(path: str, theirs: Mapping[str, Any], ask: Request) -> dict[str,
     return {
         name: value
         for name, value in found.items()
-        if name not in TABLE or not same(value, default_of(name, trainer))
+        if name not in TABLE or not is_same_value(value, default_of(name, trainer))
     }
 
 
@@ -191,7 +191,7 @@ def unused_lines(
     trainer, refused = TRAINERS[ask.algorithm], list[str]()
     for name in [name for name in theirs if name in TABLE]:
         row, value, default = TABLE[name], theirs[name], default_of(name, trainer)
-        idle = same(value, default) or (value in EMPTY and default in EMPTY)
+        idle = is_same_value(value, default) or (value in EMPTY and default in EMPTY)
         if set(row.ours) & set(own) or OVERRULED.get(name) in own:
             yield Translation(name, value, (), "The command line gives it.")
         elif row.kind != "absent":

@@ -88,9 +88,9 @@ def algorithm_with_defaults(algorithm: str | None) -> Request:
     """
 
     def own() -> Mapping[str, Any]:
-        from laurel.train.options import applying
+        from laurel.train.options import applicable_options
 
-        return applying(check_algorithm(algorithm))
+        return applicable_options(check_algorithm(algorithm))
 
     return Request(algorithm or "", own=own)
 
@@ -121,7 +121,7 @@ def help_text(algorithm: str | None) -> str:
     With one: what it is, the options that apply and their defaults in this row.
     """
     from laurel.cli.options import add_options
-    from laurel.train.options import applying
+    from laurel.train.options import applicable_options
 
     def parser(words: str, about: str) -> argparse.ArgumentParser:
         form = argparse.ArgumentParser(
@@ -144,7 +144,7 @@ def help_text(algorithm: str | None) -> str:
         form = parser("ALGORITHM", about)
         add_options(form, TrainConfig)
         return form.format_help()
-    own = applying(check_algorithm(algorithm))
+    own = applicable_options(check_algorithm(algorithm))
     form = parser(algorithm, f"{algorithm}: {ABOUT[algorithm]}")
     add_options(form, TrainConfig, only=set(own), defaults=own)
     return form.format_help()

@@ -45,17 +45,17 @@ def renamed_option(
     """Names that become options of ours ("" for none: what they ask for is what is done anyway)."""
     options = tuple(ours.split())
     return {
-        name: TrlName("translated", say, options, default, rule or under_name(options[0]))
+        name: TrlName("translated", say, options, default, rule or rename_rule(options[0]))
         for name, default in defaults.items()
     }
 
 
-def harmless(say: str, **defaults: Any) -> dict[str, TrlName]:
+def harmless_names(say: str, **defaults: Any) -> dict[str, TrlName]:
     """Names that there are not, and on which no result depends."""
     return {name: TrlName("absent", say, (), default) for name, default in defaults.items()}
 
 
-def unsupported(say: str, **defaults: Any) -> dict[str, TrlName]:
+def unsupported_names(say: str, **defaults: Any) -> dict[str, TrlName]:
     """Names that there are not, and that change results: any value but the default stops a port."""
     return {
         name: TrlName("absent", say, (), default, harmless=False)
@@ -63,7 +63,7 @@ def unsupported(say: str, **defaults: Any) -> dict[str, TrlName]:
     }
 
 
-def under_name(option: str) -> Rule:
+def rename_rule(option: str) -> Rule:
     """The same value under another name; no value is none."""
     return lambda value, ask: {} if value is None else {option: value}
 
@@ -132,7 +132,7 @@ def translate(
     for name in foreign:
         ask.lines = []
         made = translate_value(name, table[name], given[name], ask, where)
-        add_made(name, given[name], made, values, giver, where)
+        add_translated(name, given[name], made, values, giver, where)
         about = [table[name].say] if (made or ask.lines) and not ask.port else []
         said = " ".join([*ask.lines, *about])
         # one text for several names is printed with the first of them
@@ -174,7 +174,7 @@ def normalize(name: str, value: Any, table: Mapping[str, TrlName], ask: Request)
     return row.rule(value, ask).get(name, value)
 
 
-def add_made(
+def add_translated(
     name: str,
     value: Any,
     made: Mapping[str, Any],

@@ -7,30 +7,30 @@ from dataclasses import replace
 from typing import Any
 
 from laurel.core.trl import Request, TrlName, print_notes, renamed_option, same_options, translate
-from laurel.core.trl_loss import loss_type, ratio_level, weighted
+from laurel.core.trl_loss import translate_loss_type, translate_loss_weights, translate_ratio_level
 from laurel.core.trl_rules import (
-    dataset,
-    fraction_of,
-    init_kwargs,
-    logged,
-    mixture,
-    one_of,
     one_update,
     only_values,
-    optimiser,
-    passes_per_batch,
-    precision,
-    resume,
-    rewards,
-    scale,
-    schedule,
-    sinks,
-    step_size,
-    steps_of_samples,
+    single_item_rule,
+    steps_or_fraction_rule,
     strategy_interval,
-    train_on,
+    switch_rule,
+    translate_dataset,
+    translate_init_kwargs,
+    translate_logging_strategy,
+    translate_max_steps,
+    translate_mixture,
+    translate_num_iterations,
+    translate_optimiser,
+    translate_precision,
+    translate_report_to,
+    translate_resume,
+    translate_reward_scale,
+    translate_rewards,
+    translate_schedule,
+    translate_step_size,
+    translate_train_on,
     weights,
-    when,
 )
 from laurel.core.trl_unsupported import DIFFERENT, HARMLESS
 
@@ -38,13 +38,13 @@ SAME: dict[str, TrlName] = {
     **same_options("Each algorithm has its own default.", learning_rate=5e-05),
     **same_options(
         "constant, linear and cosine are the same shapes.",
-        schedule,
+        translate_schedule,
         lr_scheduler_type="linear",
     ),
     **same_options(
         "A share below 1 is of max_steps. TRL's first warm-up step has a rate of 0, ours "
         "1/warmup_steps.",
-        fraction_of("warmup_steps"),
+        steps_or_fraction_rule("warmup_steps"),
         warmup_steps=0,
     ),
     **same_options(
@@ -57,7 +57,7 @@ SAME: dict[str, TrlName] = {
     ),
     **same_options(
         "Optimiser steps; with num_iterations, steps over fresh samples.",
-        steps_of_samples,
+        translate_max_steps,
         max_steps=-1,
     ),
     **same_options(
@@ -71,22 +71,24 @@ SAME: dict[str, TrlName] = {
         load_best_model_at_end=False,
     ),
     **same_options(
-        "A share below 1 is of max_steps.", fraction_of("logging_steps"), logging_steps=10
+        "A share below 1 is of max_steps.",
+        steps_or_fraction_rule("logging_steps"),
+        logging_steps=10,
     ),
     **same_options(
         "0 is only at the end. A share below 1 is of max_steps.",
-        fraction_of("save_steps"),
+        steps_or_fraction_rule("save_steps"),
         save_steps=500,
     ),
     **same_options(
         "0 is never. A share below 1 is of max_steps.",
-        fraction_of("eval_steps"),
+        steps_or_fraction_rule("eval_steps"),
         eval_steps=None,
     ),
     **same_options("null keeps all there, two here.", save_total_limit=None),
     **same_options(
         "tensorboard, wandb, trackio; the files of the run are always written.",
-        sinks,
+        translate_report_to,
         report_to="none",
     ),
     **same_options("", output_dir=None, seed=42),
@@ -95,12 +97,12 @@ SAME: dict[str, TrlName] = {
     **same_options(
         "The precision of the products; that of the weights, which TRL's dtype is, is param_dtype "
         "here, and a configuration of TRL's is read so.",
-        precision,
+        translate_precision,
         dtype="float32",
     ),
     **same_options(
         "AdamW, of torch or of bitsandbytes, by any of transformers' names for it.",
-        optimiser,
+        translate_optimiser,
         optim="adamw_torch_fused",
     ),
     **same_options("", use_peft=False, lora_r=16, lora_alpha=32),
@@ -121,14 +123,16 @@ SAME: dict[str, TrlName] = {
         "Masked rows are in no count here; TRL's mean over rows counts them as zeros.",
         mask_truncated_completions=False,
     ),
-    **same_options("Passes over one batch of samples.", passes_per_batch, num_iterations=1),
+    **same_options("Passes over one batch of samples.", translate_num_iterations, num_iterations=1),
     **same_options("", max_completion_length=512),
     **same_options("Refused in training where it truncates.", top_p=1.0, top_k=0),
     **same_options(
-        "The KL's coefficient, of preferences the margin's scale.", one_of("beta"), beta=0.0
+        "The KL's coefficient, of preferences the margin's scale.",
+        single_item_rule("beta"),
+        beta=0.0,
     ),
     **same_options("", epsilon=0.2, epsilon_high=None, delta=None),
-    **same_options("true is group, false none.", scale, scale_rewards="group"),
+    **same_options("true is group, false none.", translate_reward_scale, scale_rewards="group"),
     **same_options("The mean entropy of a token, in the loss's own aggregation.", entropy_coef=0.0),
     **same_options(
         "Longer rows are cut on the right; of reward models, left out.", max_length=1024
@@ -158,21 +162,21 @@ TRANSLATED: dict[str, TrlName] = {
     **renamed_option(
         "prompts_per_step",
         "A step's size is prompts_per_step here; token_budget splits it for the memory.",
-        step_size,
+        translate_step_size,
         per_device_train_batch_size=8,
         gradient_accumulation_steps=1,
     ),
     **renamed_option(
         "dataset",
         "dataset_name is dataset here, NAME:CONFIGURATION where it has one.",
-        dataset,
+        translate_dataset,
         dataset_name=None,
         dataset_config=None,
     ),
     **renamed_option(
         "dataset dataset_split",
         "Several files stand between commas in dataset here.",
-        mixture,
+        translate_mixture,
         datasets=[],
     ),
     **renamed_option(
@@ -180,22 +184,27 @@ TRANSLATED: dict[str, TrlName] = {
         "dataset_train_split is dataset_split here.",
         dataset_train_split="train",
     ),
-    **renamed_option("rewards", "reward_funcs is rewards here.", rewards, reward_funcs=None),
+    **renamed_option(
+        "rewards", "reward_funcs is rewards here.", translate_rewards, reward_funcs=None
+    ),
     **renamed_option(
         "rewards",
         "A learned reward is rewards: model:FOLDER here.",
-        rewards,
+        translate_rewards,
         reward_model_name_or_path=None,
         reward_model_path=None,
     ),
     **renamed_option(
         "resume",
         "resume_from_checkpoint is resume here: the newest sound checkpoint of output_dir.",
-        resume,
+        translate_resume,
         resume_from_checkpoint=None,
     ),
     **renamed_option(
-        "dtype", "bf16 is dtype: bfloat16 here; weights stay float32.", precision, bf16=None
+        "dtype",
+        "bf16 is dtype: bfloat16 here; weights stay float32.",
+        translate_precision,
+        bf16=None,
     ),
     **renamed_option(
         "param_dtype dtype",
@@ -206,26 +215,26 @@ TRANSLATED: dict[str, TrlName] = {
     **renamed_option(
         "param_dtype dtype",
         "dtype of model_init_kwargs is param_dtype here, the precision that weights are held in.",
-        init_kwargs,
+        translate_init_kwargs,
         model_init_kwargs=None,
     ),
     **renamed_option(
         "loss_aggregation",
         "loss_type is a row of the table here, or loss_aggregation.",
-        loss_type,
+        translate_loss_type,
         loss_type=None,
     ),
-    **renamed_option("", "Read with loss_type.", weighted, loss_weights=None),
+    **renamed_option("", "Read with loss_type.", translate_loss_weights, loss_weights=None),
     **renamed_option(
         "",
         "token is what grpo does; sequence is `laurel train gspo`.",
-        ratio_level,
+        translate_ratio_level,
         importance_sampling_level="token",
     ),
     **renamed_option(
         "warmup_steps",
         "warmup_ratio is warmup_steps here, as a share of max_steps.",
-        fraction_of("warmup_steps"),
+        steps_or_fraction_rule("warmup_steps"),
         warmup_ratio=None,
     ),
     **renamed_option(
@@ -242,18 +251,21 @@ TRANSLATED: dict[str, TrlName] = {
         save_strategy="steps",
     ),
     **renamed_option(
-        "", "logging_steps says how often metrics are written.", logged, logging_strategy="steps"
+        "",
+        "logging_steps says how often metrics are written.",
+        translate_logging_strategy,
+        logging_strategy="steps",
     ),
     **renamed_option(
         "train_on",
         "assistant_only_loss is train_on: assistant here.",
-        train_on,
+        translate_train_on,
         assistant_only_loss=False,
     ),
     **renamed_option(
         "train_on",
         "completion_only_loss is train_on here: completion, or all.",
-        train_on,
+        translate_train_on,
         completion_only_loss=None,
     ),
     **renamed_option(
@@ -264,7 +276,7 @@ TRANSLATED: dict[str, TrlName] = {
     **renamed_option(
         "device",
         "use_cpu is device: cpu here.",
-        when("device", lambda _: "cpu"),
+        switch_rule("device", lambda _: "cpu"),
         use_cpu=False,
         no_cuda=False,
     ),

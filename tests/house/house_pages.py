@@ -291,12 +291,12 @@ def trl_defaults() -> str:
     from laurel.core.trl import Request, translate
     from laurel.core.trl_names import TABLE, defaults_of
     from laurel.core.trl_rules import TRAINERS
-    from laurel.train.options import applying
+    from laurel.train.options import applicable_options
 
     found: dict[tuple[str, str, str], list[str]] = {}
     rows = ("sft", "reward", "dpo", "kto", "orpo", "simpo", "online_dpo", "rloo", "grpo")
     for row in rows:
-        own = applying(row)
+        own = applicable_options(row)
         ask = Request(
             row, {"use_peft": True}, lambda own=own: own, defaults_of(TRAINERS[row]), port=True
         )

@@ -99,9 +99,9 @@ def test_doctor_says_which_way_a_model_takes_and_how_fast(tmp_path, capsys):
 
 
 def test_doctor_says_whether_the_fast_sampler_can_be_built(monkeypatch):
-    monkeypatch.setattr("laurel.fast.kernels.library", lambda: object())
+    monkeypatch.setattr("laurel.fast.kernels.load_library", lambda: object())
     assert doctor.check_sampler()[0].state == "ok"
-    monkeypatch.setattr("laurel.fast.kernels.library", lambda: None)
+    monkeypatch.setattr("laurel.fast.kernels.load_library", lambda: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (check,) = doctor.check_sampler()
     assert check.state == "warn" and "g++" in check.fix
