@@ -151,7 +151,7 @@ def test_python_m_laurel_is_the_command():
     ],
 )
 def test_tidy(words, tidied):
-    assert cli.tidy(words, {"--bar", "--stop"}) == tidied
+    assert cli.normalise_words(words, {"--bar", "--stop"}) == tidied
 
 
 def test_what_the_disk_or_memory_refuses_is_an_error_of_ours(monkeypatch, capsys):
