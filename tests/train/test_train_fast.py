@@ -56,7 +56,7 @@ def general(monkeypatch):
     def switch(on):
         for module in ("fast.packed", "model.policy", "model.scorer"):
             monkeypatch.setattr(
-                f"laurel.{module}.packs", (lambda body: False) if on else packed_packs
+                f"laurel.{module}.can_encode", (lambda body: False) if on else packed_packs
             )
         monkeypatch.setattr(
             Policy, "readout", property(lambda policy: policy.head) if on else readout
