@@ -147,11 +147,11 @@ def ways(way: str) -> None:
     from laurel.fast import decode, static
     from laurel.rollout import sampler as chosen
 
-    decode.library = lambda: None
+    decode.load_library = lambda: None
     if way == "general":
-        chosen.static_of = lambda policy: None
+        chosen.static_decoder_of = lambda policy: None
     if way == "single":
-        static.Static.capture = lambda self, key: None
+        static.StaticDecoder.capture = lambda self, key: None
 
 
 def rollout(way: str, quick: bool) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def step(way: str, quick: bool) -> dict[str, Any]:
     from laurel.core.metrics import Sums
     from laurel.train import loop
     from laurel.train.memory import memory
-    from laurel.train.setup import prepare
+    from laurel.train.setup import prepare_session
 
     ways(way)
     _, each, width, new = sizes(quick)
@@ -289,7 +289,7 @@ def step(way: str, quick: bool) -> dict[str, Any]:
             "max_steps": 9,
             "learning_rate": 1e-6,
         }
-        setup, state = prepare("grpo", TrainConfig.model_validate(options))
+        setup, state = prepare_session("grpo", TrainConfig.model_validate(options))
         foreseen = (
             float(memory(setup).partition("at its largest about ")[2].split()[0].strip(",")) / 1e3
         )

@@ -22,7 +22,7 @@ from models import Shape
 from laurel.core.config import TrainConfig
 from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Draw, Group, Key, Sample
-from laurel.fast.decode import Compact
+from laurel.fast.decode import CompactDecoder
 from laurel.fast.logprob import chunked_logprobs
 from laurel.model.policy import Policy, pick_device, pick_dtype
 from laurel.rollout.general import sample_general
@@ -33,7 +33,7 @@ from laurel.train.options import defaults
 from laurel.train.record import record_time
 from laurel.train.roofline import Work, body_of, bound_seconds, count_sampling
 from laurel.train.session import Session
-from laurel.train.setup import prepare
+from laurel.train.setup import prepare_session
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -122,7 +122,7 @@ def setup_of(
         "eval_size": 0,
     }
     threads = torch.get_num_threads()
-    return prepare(
+    return prepare_session(
         algorithm,
         TrainConfig.model_validate(
             {"num_threads": threads, "learning_rate": 1e-4, **common, **options}
@@ -236,20 +236,20 @@ def in_products(work: Callable[[], Any]) -> float:
     """Share of the time of `work` that is spent in matrix products: torch's (mm, addmm, bmm) and
     those of the compact decoder.
     """
-    plain = Compact.product
+    plain = CompactDecoder.product
 
     def told(*args: Any) -> torch.Tensor:
         with torch.profiler.record_function("laurel::product"):
             return plain(*args)
 
-    Compact.product = told
+    CompactDecoder.product = told
     try:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             began = time.perf_counter()
             work()
             spent = time.perf_counter() - began
     finally:
-        Compact.product = plain
+        CompactDecoder.product = plain
     names = {
         "laurel::product",
         *(f"aten::{name}{end}" for name in ("mm", "addmm", "bmm", "baddbmm") for end in ("", "_")),

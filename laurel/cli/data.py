@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from laurel.core.protocols import Verifier
-    from laurel.data.check import Check
+    from laurel.data.check import GoldCheck
     from laurel.data.source import Row
 
 MASKS = ("assistant", "last", "completion", "all", "no_tags")
@@ -109,10 +109,10 @@ def load(args: argparse.Namespace) -> list[Row]:
 
 def unused_line(args: argparse.Namespace, rows: Sequence[Row]) -> str:
     """One line with the columns that no format uses; none for generated tasks."""
-    from laurel.data.formats import unused
+    from laurel.data.formats import unused_columns
     from laurel.data.tasks import is_task
 
-    left = [] if is_task(args.file) else unused(rows)
+    left = [] if is_task(args.file) else unused_columns(rows)
     return f"columns not used: {', '.join(left)} (only rewards are given them)" if left else ""
 
 
@@ -162,7 +162,7 @@ def run_show(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from laurel.data.formats import detect
+    from laurel.data.formats import detect_format
 
     if args.limit < 1:
         raise UsageError("show at least one row.", where="--limit")
@@ -182,7 +182,7 @@ def run_show(args: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
     tokenizer = _tokenizer(args.model) if args.tokens else None
     for row in rows[: args.limit]:
-        form = detect(row.columns)
+        form = detect_format(row.columns)
         kind = (
             f"{form.name}{', conversational' if form.conversational else ''}" if form else "unknown"
         )
@@ -219,7 +219,7 @@ def _progress(rows: Iterable[Row]) -> Iterable[Row]:
     )  # type: ignore[arg-type]
 
 
-def _print_check(console: Console, name: str, result: Check) -> None:
+def _print_check(console: Console, name: str, result: GoldCheck) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -242,7 +242,7 @@ def _print_check(console: Console, name: str, result: Check) -> None:
     for finding in findings[:SHOWN_WRONG]:
         console.print(
             Text(
-                f"{finding.where}: {finding.reason}; gold answer {_short(finding.answer, 80)}",
+                f"{finding.where}: {finding.reason}; gold answer {_shorten(finding.answer, 80)}",
                 style="red",
             ),
             soft_wrap=True,
@@ -252,7 +252,7 @@ def _print_check(console: Console, name: str, result: Check) -> None:
     console.print(f"{result.right} of {result.rows} gold answers right")
 
 
-def _as_json(name: str, result: Check) -> dict[str, Any]:
+def _as_json(name: str, result: GoldCheck) -> dict[str, Any]:
     findings = {
         kind: [
             {"where": item.where, "answer": item.answer, "reason": item.reason} for item in items
@@ -288,12 +288,12 @@ def _column_lines(row: Row) -> list[Text]:
             lines.append(Text(f"  {column}:", style="bold"))
             lines.extend(
                 Text.assemble(
-                    "    ", (f"{turn['role']}: ", "magenta"), _short(turn.get("content"), 400)
+                    "    ", (f"{turn['role']}: ", "magenta"), _shorten(turn.get("content"), 400)
                 )
                 for turn in turns
             )
         else:
-            lines.append(Text.assemble((f"  {column}: ", "bold"), _short(value, 400)))
+            lines.append(Text.assemble((f"  {column}: ", "bold"), _shorten(value, 400)))
     return lines
 
 
@@ -325,7 +325,7 @@ def _token_lines(tokenizer: Any, row: Row, train_on: str | None) -> list[Text]:
     for token, supervised, piece in zip(
         (*encoded.ids, None),
         (*encoded.mask, False),
-        (*_pieces(tokenizer, encoded.ids), ""),
+        (*_token_texts(tokenizer, encoded.ids), ""),
         strict=True,
     ):
         edge = {(False, True): "«", (True, False): "»"}.get((on, bool(supervised)), "")
@@ -339,7 +339,7 @@ def _token_lines(tokenizer: Any, row: Row, train_on: str | None) -> list[Text]:
     return [ids, text, Text(f"  {sum(encoded.mask)} of {len(encoded.ids)} tokens supervised")]
 
 
-def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def _token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text of each token after the one before it.
 
     Decoded alone, many tokenizers drop a leading space.
@@ -351,7 +351,7 @@ def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     ]
 
 
-def _short(value: Any, longest: int) -> str:
+def _shorten(value: Any, longest: int) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = text.replace("\n", "\\n")
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             what, where="laurel doctor", fix="Add --algorithm, such as --algorithm grpo."
         )
-    found = list(checks_of(args.model) if args.model else checks())
+    found = list(check_named_model(args.model) if args.model else run_all_checks())
     usable = all(check.state != "bad" for check in found)
     if args.json:
         print(
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     else:
-        _print(found, usable, verdict=not args.model)
+        _print_checks(found, usable, verdict=not args.model)
     return 0 if usable else 1
 
 
@@ -121,7 +121,7 @@ def print_memory_needs(args: argparse.Namespace, options: dict[str, Any]) -> int
     return 0
 
 
-def checks() -> Iterator[Check]:
+def run_all_checks() -> Iterator[Check]:
     """Every check, cheap ones first. One that breaks is reported as bad, never skipped."""
     yield from run_check_safely("python", check_python)
     yield from run_check_safely("packages", check_packages)
@@ -139,7 +139,7 @@ def checks() -> Iterator[Check]:
         yield from run_check_safely(name, check)
 
 
-def checks_of(model: str) -> Iterator[Check]:
+def check_named_model(model: str) -> Iterator[Check]:
     """What there is to say of one model; UsageError if it cannot be loaded."""
     from laurel.cli.doctor_model import model_lines
 
@@ -176,7 +176,7 @@ def check_python() -> list[Check]:
     ]
 
 
-def requirements() -> list[tuple[str, str, bool]]:
+def declared_requirements() -> list[tuple[str, str, bool]]:
     """(package, specifier, needed) that laurel-rl declares.
 
     From the installed package or the checkout's pyproject.toml.
@@ -213,7 +213,7 @@ def check_packages() -> list[Check]:
     from packaging.specifiers import SpecifierSet
 
     found = []
-    for name, wanted, needed in requirements():
+    for name, wanted, needed in declared_requirements():
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -336,9 +336,9 @@ def check_sampler() -> list[Check]:
     """Can the compact decoder be built? Without it a CPU samples about half as fast."""
     import torch
 
-    from laurel.fast.kernels import library
+    from laurel.fast.kernels import load_library
 
-    if torch.cuda.is_available() or library() is not None:
+    if torch.cuda.is_available() or load_library() is not None:
         return [
             Check(
                 "sampler",
@@ -362,7 +362,7 @@ def check_sampler() -> list[Check]:
 
 def check_memory() -> list[Check]:
     """Free main memory, within a container's limit."""
-    memory = machine.memory()
+    memory = machine.memory_sizes()
     if memory is None:
         return [Check("memory", "ok", "unknown on this system")]
     free = memory[0]
@@ -493,7 +493,7 @@ def _parameters(free: int) -> str:
     return f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.0f} million"
 
 
-def _print(found: list[Check], usable: bool, *, verdict: bool = True) -> None:
+def _print_checks(found: list[Check], usable: bool, *, verdict: bool = True) -> None:
     """One line per check, what to do under it, and a verdict in the end."""
     from rich.console import Console
     from rich.text import Text

@@ -18,7 +18,7 @@ from laurel.core.errors import UsageError
 from laurel.fast.packed import KNOWN, looks_packed, without_peft
 from laurel.fast.room import device_memory, logit_room
 from laurel.model.adapters import with_lora
-from laurel.model.folders import base_of, check_folder, is_adapter
+from laurel.model.folders import adapter_base, check_folder, is_adapter
 from laurel.model.narrow import cast_weights
 from laurel.model.objects import config_of
 from laurel.model.policy import (
@@ -29,16 +29,16 @@ from laurel.model.policy import (
     pick_param_dtype,
 )
 from laurel.model.weights import error_line
-from laurel.train.activation_memory import computed
+from laurel.train.activation_memory import count_computed_tokens
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.memory import (
-    Foreseen,
+    MemoryForecast,
     body_of,
     forecast_bytes,
     longest_groups,
+    memory_advice,
     own_bodies,
-    ways_out,
-    weights_of,
+    weight_bytes,
     work_in,
 )
 from laurel.train.optimizer import state_bytes
@@ -67,10 +67,10 @@ ROWS = {
 
 
 @dataclass(frozen=True)
-class Fit:
+class MemoryFit:
     """A forecast of one way to train, the tokens of its micro-batch, and what helps."""
 
-    found: Foreseen
+    found: MemoryForecast
     tokens: int
     ways: list[str]
 
@@ -91,7 +91,7 @@ def fit_lines(algorithm: str, config: Any, device_gb: float | None = None) -> li
     there = (int(device_gb * GB), int(device_gb * GB)) if device_gb else device_memory(device)
     kind = "cuda" if device_gb else device.type
     fits = {
-        name: fit(algorithm, config.model_copy(update={"use_peft": peft}), kind, there)
+        name: forecast_fit(algorithm, config.model_copy(update={"use_peft": peft}), kind, there)
         for name, peft in (("all weights", False), ("LoRA", True))
     }
     lines = [
@@ -105,7 +105,7 @@ def fit_lines(algorithm: str, config: Any, device_gb: float | None = None) -> li
     each = [one.size(("activations",)) / max(1, one.tokens) / 1e6 for one in fits.values()]
     lines.append(numbers_line("(activations of a token, in MB)", each))
     lines.append(numbers_line("at its largest", [one.total / GB for one in fits.values()]))
-    return lines + [f"{name}: {verdict(one, there)}" for name, one in fits.items()]
+    return lines + [f"{name}: {describe_fit(one, there)}" for name, one in fits.items()]
 
 
 def numbers_line(title: str, numbers: Iterable[float]) -> str:
@@ -113,7 +113,7 @@ def numbers_line(title: str, numbers: Iterable[float]) -> str:
     return f"{title:34}" + "".join(f"{number:14.3f}" for number in numbers)
 
 
-def verdict(one: Fit, there: tuple[int, int] | None) -> str:
+def describe_fit(one: MemoryFit, there: tuple[int, int] | None) -> str:
     """Does it fit, and in which part of a step is it closest; three ways out where it does not."""
     size = f"{one.total / GB:.1f} GB in {one.found.fullest}"
     if there is None:
@@ -142,10 +142,10 @@ def forecast_heading(algorithm: str, config: Any, kind: str) -> list[str]:
         f"weights in {str(param_dtype).removeprefix('torch.')}, products in"
         f" {str(dtype).removeprefix('torch.')}, {config.optim}"
     )
-    return [f"{algorithm}: {rows}; {budget(config, kind):,} tokens a micro-batch", precise]
+    return [f"{algorithm}: {rows}; {token_budget_on(config, kind):,} tokens a micro-batch", precise]
 
 
-def budget(config: Any, kind: str) -> int:
+def token_budget_on(config: Any, kind: str) -> int:
     """token_budget, by rule where none is given."""
     return config.token_budget or (2048 if kind == "cpu" else 16_384)
 
@@ -157,19 +157,21 @@ def precision_on(config: Any, kind: str) -> torch.dtype:
     return pick_dtype(config.dtype, torch.device("cpu"), config.param_dtype)
 
 
-def fit(algorithm: str, config: Any, kind: str, there: tuple[int, int] | None) -> Fit:
+def forecast_fit(
+    algorithm: str, config: Any, kind: str, there: tuple[int, int] | None
+) -> MemoryFit:
     """The forecast of one way to train, by the functions a run uses before its first step."""
     row, config = ALGORITHMS[algorithm], resolve(algorithm, config)
     config = config.model_copy(
         update={
-            "token_budget": budget(config, kind),
+            "token_budget": token_budget_on(config, kind),
             "critic_model": config.critic_model and "policy",
         }
     )
-    policy, auxiliary = without_memory(config, row, precision_on(config, kind))
+    policy, auxiliary = build_without_memory(config, row, precision_on(config, kind))
     trainable = {**policy.trainable(), **(auxiliary.trainable() if auxiliary else {})}
     vocabulary = policy.causal.get_output_embeddings().weight.shape[0]
-    coming = sum(state_bytes(trainable, config.optim).values()) + weights_of(policy.model)
+    coming = sum(state_bytes(trainable, config.optim).values()) + weight_bytes(policy.model)
     useful = config.token_budget * vocabulary * policy.dtype.itemsize
     policy.room = logit_room(torch.device(kind), coming, useful, there)
     asked = config.reference not in (None, "none")
@@ -177,12 +179,16 @@ def fit(algorithm: str, config: Any, kind: str, there: tuple[int, int] | None) -
     divided = SimpleNamespace(
         by_comparison=config.loss_aggregation == "comparison_mean", packs=policy.packs
     )
-    work = work_in(*rows_of(config, row, divided))
+    work = work_in(*longest_step_rows(config, row, divided))
     found = forecast_bytes(policy, reference, auxiliary, config, row, work, kind)
-    return Fit(found, computed(work.micro, packed=policy.packs), ways_out(config, row, found))
+    return MemoryFit(
+        found,
+        count_computed_tokens(work.micro, packed=policy.packs),
+        memory_advice(config, row, found),
+    )
 
 
-def rows_of(config: Any, row: Any, divided: Any) -> tuple[Any, ...]:
+def longest_step_rows(config: Any, row: Any, divided: Any) -> tuple[Any, ...]:
     """The rows of a step, as long as they may be, as `work_in` takes them."""
     if row.source.prompts:
         prompts = [(1,) * config.max_prompt_length] * config.prompts_per_step
@@ -206,12 +212,12 @@ def rows_of(config: Any, row: Any, divided: Any) -> tuple[Any, ...]:
     )
 
 
-def without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+def build_without_memory(config: Any, row: Any, dtype: torch.dtype) -> tuple[Any, Any]:
     """The policy of a configuration and what is trained with it, as shapes without memory."""
     from transformers import AutoModelForCausalLM
 
     check_folder(config.model)
-    name = base_of(config.model) if is_adapter(config.model) else config.model
+    name = adapter_base(config.model) if is_adapter(config.model) else config.model
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config_of(name), dtype=torch.float32)

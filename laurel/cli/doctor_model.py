@@ -22,8 +22,8 @@ def model_lines(name: str) -> list[tuple[str, str]]:
     from laurel.fast.packed import can_encode
     from laurel.fast.static import static_because
     from laurel.model.policy import load_policy
-    from laurel.rollout.sampler import way_of
-    from laurel.train.memory import weights_of
+    from laurel.rollout.sampler import choose_sampling_way
+    from laurel.train.memory import weight_bytes
     from laurel.train.optimizer import state_bytes
 
     policy = load_policy(TrainConfig(model=name))
@@ -34,17 +34,23 @@ def model_lines(name: str) -> list[tuple[str, str]]:
         (
             "model",
             (
-                f"{type(policy.causal).__name__}, {in_words(count)} weights, {vocabulary:,} words,"
-                f" width {width}"
+                f"{type(policy.causal).__name__}, {format_count(count)} weights,"
+                f" {vocabulary:,} words, width {width}"
             ),
         )
     ]
-    rate = sampled_per_second(policy)
+    rate = measure_sampling_rate(policy)
     lines.append(
-        ("sampling", f"{sampling(*way_of(policy))}; {rate:,.0f} tokens/s, {ROWS} rows at once")
+        (
+            "sampling",
+            (
+                f"{describe_sampling(*choose_sampling_way(policy))}; {rate:,.0f} tokens/s,"
+                f" {ROWS} rows at once"
+            ),
+        )
     )
     if policy.device.type != "cuda":
-        lines.append(("on CUDA", on_cuda(policy, static_because(policy))))
+        lines.append(("on CUDA", describe_cuda_sampling(policy, static_because(policy))))
     packed = can_encode(getattr(causal, causal.base_model_prefix))
     way = (
         "fast: packed, no padding, shared prompts once"
@@ -52,24 +58,25 @@ def model_lines(name: str) -> list[tuple[str, str]]:
         else "general: padded rows, transformers' own forward"
     )
     lines.append(
-        ("training", f"{way}; {trained_per_second(policy):,.0f} tokens/s forward and backward")
+        ("training", f"{way}; {measure_training_rate(policy):,.0f} tokens/s forward and backward")
     )
-    weights = weights_of(policy.model)
+    weights = weight_bytes(policy.model)
     trained = weights + sum(state_bytes(policy.trainable(), "adamw_torch").values())
     lines.append(
         (
             "memory",
             (
-                f"{in_bytes(weights)} of weights; all of them trained {in_bytes(trained)}, with a"
-                f" reference for KL {in_bytes(trained + weights)}; LoRA {in_bytes(weights)} and its"
-                " adapters; activations beside that (--algorithm grpo: all of it)"
+                f"{format_bytes(weights)} of weights; all of them trained {format_bytes(trained)},"
+                f" with a reference for KL {format_bytes(trained + weights)};"
+                f" LoRA {format_bytes(weights)} and its adapters;"
+                " activations beside that (--algorithm grpo: all of it)"
             ),
         )
     )
     return lines
 
 
-def sampling(name: str, why: str) -> str:
+def describe_sampling(name: str, why: str) -> str:
     """A way of sampling in words, and why it is not a faster one."""
     if name == "general":
         return f"general: {why}"
@@ -81,18 +88,18 @@ def sampling(name: str, why: str) -> str:
     return f"fast: {fast}"
 
 
-def on_cuda(policy: Any, why: str) -> str:
+def describe_cuda_sampling(policy: Any, why: str) -> str:
     """How a policy would be sampled there, and the memory of some rows beside the weights."""
     from laurel.fast.inflight import memory_of
 
     if why:
-        return sampling("general", why)
-    taken = in_bytes(sum(memory_of(policy, 64, 256, 768).values()))
+        return describe_sampling("general", why)
+    taken = format_bytes(sum(memory_of(policy, 64, 256, 768).values()))
     precision = str(policy.dtype).removeprefix("torch.")
-    return f"{sampling('static', '')}; 64 rows of 1,024 tokens take {taken} in {precision}"
+    return f"{describe_sampling('static', '')}; 64 rows of 1,024 tokens take {taken} in {precision}"
 
 
-def in_words(count: int) -> str:
+def format_count(count: int) -> str:
     """1.2 billion, 34 million, 12 thousand."""
     for size, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
         if count >= size:
@@ -100,12 +107,12 @@ def in_words(count: int) -> str:
     return str(count)
 
 
-def in_bytes(size: float) -> str:
+def format_bytes(size: float) -> str:
     """3.2 GB, 14 MB."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
-def prompts_of(policy: Any) -> list[tuple[int, ...]]:
+def make_probe_prompts(policy: Any) -> list[tuple[int, ...]]:
     """Prompts that differ, of ids from the middle of the vocabulary."""
     size = policy.causal.get_input_embeddings().weight.shape[0]
     return [
@@ -114,7 +121,7 @@ def prompts_of(policy: Any) -> list[tuple[int, ...]]:
     ]
 
 
-def sampled_per_second(policy: Any) -> float:
+def measure_sampling_rate(policy: Any) -> float:
     """Tokens drawn in a second, after a first token that pays for what is made once."""
     from laurel.rollout.sampler import sample
 
@@ -128,12 +135,12 @@ def sampled_per_second(policy: Any) -> float:
         )
         return sum(len(one.ids) for one in found)
 
-    draw(prompts_of(policy)[:1], 1)
+    draw(make_probe_prompts(policy)[:1], 1)
     began = time.perf_counter()
-    return draw(prompts_of(policy), SAMPLED) / (time.perf_counter() - began)
+    return draw(make_probe_prompts(policy), SAMPLED) / (time.perf_counter() - began)
 
 
-def trained_per_second(policy: Any) -> float:
+def measure_training_rate(policy: Any) -> float:
     """Tokens of a forward and a backward pass in a second; the weights stay as they are."""
     from laurel.core.sample import Group, Key, Sample
     from laurel.rollout.pack import pack
@@ -153,7 +160,9 @@ def trained_per_second(policy: Any) -> float:
         )
         return Group(str(at), {}, (sample,))
 
-    batch = pack([group(at, ids) for at, ids in enumerate(prompts_of(policy))]).to(policy.device)
+    batch = pack([group(at, ids) for at, ids in enumerate(make_probe_prompts(policy))]).to(
+        policy.device
+    )
     began = time.perf_counter()
     policy.logp(batch).logp.sum().backward()
     seconds = time.perf_counter() - began

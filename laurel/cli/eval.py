@@ -61,7 +61,7 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run_sample)
 
 
-def say(policy: Policy) -> None:
+def print_policy_notes(policy: Policy) -> None:
     """What is to be said of a model before its answers are looked at, on the error stream."""
     for note in policy.notes:
         print(note, file=sys.stderr)
@@ -82,18 +82,18 @@ def run_eval(args: argparse.Namespace) -> int:
         task = progress.add_task("evaluating", total=None)
 
         def loaded(policy: Policy, rows: int) -> None:
-            say(policy)
+            print_policy_notes(policy)
             progress.update(task, total=rows * (2 if config.num_generations > 1 else 1))
 
         _, result = evaluate_config(
             config, loaded=loaded, watch=lambda count: progress.advance(task, count)
         )
-    show(console, config, result)
-    write(config, result.as_json(), console)
+    print_figures(console, config, result)
+    write_result(config, result.as_json(), console)
     return 0
 
 
-def show(console: Console, config: EvalConfig, result: Evaluation) -> None:
+def print_figures(console: Console, config: EvalConfig, result: Evaluation) -> None:
     """The figures as a table, and how many samples could not be scored."""
     from rich.table import Table
 
@@ -127,7 +127,7 @@ def run_scorer(config: EvalConfig) -> int:
 
     from laurel.eval.scorer import evaluate_scorer
 
-    refuse(
+    refuse_ignored_option(
         config,
         FOR_ANSWERS,
         "is about answers, and a scorer gives none.",
@@ -142,11 +142,11 @@ def run_scorer(config: EvalConfig) -> int:
         console.print(
             f"{left_out} rows left out: no answer within the scorer's max_length", style="yellow"
         )
-    write(config, {"figures": verdict.as_json(), "left_out": left_out}, console)
+    write_result(config, {"figures": verdict.as_json(), "left_out": left_out}, console)
     return 0
 
 
-def write(config: EvalConfig, result: dict[str, Any], console: Any) -> None:
+def write_result(config: EvalConfig, result: dict[str, Any], console: Any) -> None:
     """The result beside its configuration, as JSON in the file that --output names."""
     if config.output:
         path = Path(config.output)
@@ -167,20 +167,20 @@ def run_sample(args: argparse.Namespace) -> int:
     from laurel.eval.load import load_prompts
     from laurel.train.inference import policies_of, rows_of, sample_rows
 
-    refuse(
+    refuse_ignored_option(
         config,
         FOR_SCORES,
         "is about scores, and `laurel sample` gives none.",
         "Use `laurel eval`, or leave it out.",
     )
     if args.prompt:
-        refuse(
+        refuse_ignored_option(
             config, FOR_ROWS, "belongs to the rows of --dataset.", "Leave it out, or the prompt."
         )
     rows = rows_of([as_text(word) for word in args.prompt])
     rows = rows or load_prompts(config)[: config.limit or 3]
     policy, _ = policies_of(config)
-    say(policy)
+    print_policy_notes(policy)
     groups = sample_rows(policy, rows, config)
     show_samples(Console(highlight=False, soft_wrap=True), groups)
     return 0
@@ -219,7 +219,7 @@ def as_text(word: str) -> str:
         ) from None
 
 
-def refuse(
+def refuse_ignored_option(
     config: EvalConfig, options: Sequence[str], why: str, fix: str, *, where: str = "laurel sample"
 ) -> None:
     """An option that is set and would be ignored is an error."""

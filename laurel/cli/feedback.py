@@ -300,7 +300,7 @@ def run(args: argparse.Namespace) -> int:
         )
         where = args.source if args.feedback_verb == "report" else args.database
         raise LaurelError(
-            f"the database refused: {message}.", where=_shown(where), fix=fix
+            f"the database refused: {message}.", where=_without_password(where), fix=fix
         ) from error
 
 
@@ -321,7 +321,7 @@ def _run(args: argparse.Namespace) -> int:
         "key": run_key,
     }[args.feedback_verb]
     if args.feedback_verb not in ("serve", "import", "admin", "invite", "key"):
-        _exists(args.database)
+        _check_database_exists(args.database)
     store = Store(args.database)
     try:
         return verb(args, store) or 0
@@ -346,7 +346,7 @@ def run_serve(args: argparse.Namespace, store: Store) -> int:
         from laurel_feedback.demo import fill
 
         demo = fill(store)
-        _table(
+        _print_table(
             "A small example. The password is not stored: note it now.",
             [
                 ("annotator", f"{public}/invite/{demo.token}"),
@@ -387,7 +387,7 @@ def run_import(args: argparse.Namespace, store: Store) -> None:
         ("left out", len(made.left_out)),
         *([("shown to nobody", idle)] if idle else []),
     ]
-    _table(f"batch {args.batch.strip()}", rows)
+    _print_table(f"batch {args.batch.strip()}", rows)
 
 
 def run_export(args: argparse.Namespace, store: Store) -> None:
@@ -417,7 +417,7 @@ def run_export(args: argparse.Namespace, store: Store) -> None:
             (what, f"{figure}  ({note})" if note else figure)
             for what, figure, note in held_out_score_cells(made.held_out)
         ]
-    _table(args.kind, rows)
+    _print_table(args.kind, rows)
 
 
 def run_report(args: argparse.Namespace) -> int:
@@ -433,7 +433,7 @@ def run_backup(args: argparse.Namespace, store: Store) -> None:
     from laurel_feedback.store.backup import backup
 
     counts = backup(store, args.out)
-    _table(
+    _print_table(
         f"{args.out}: read back, all rows there",
         [(name, count) for name, count in counts.items() if count],
     )
@@ -476,7 +476,7 @@ def run_erase(args: argparse.Namespace, store: Store) -> None:
         )
     outcome = "was erased already" if found.state == "erased" else "is erased"
     gone = withdraw(store, found.id, actor="operator", erase=True)
-    _table(
+    _print_table(
         f"{args.pseudonym} {outcome}",
         [(f"{name}s removed", count) for name, count in gone["removed"].items() if count],
     )
@@ -555,7 +555,7 @@ def _settings(given: Sequence[str]) -> BatchSettings | None:
     return build_config(values, BatchSettings, where="--set") if values else None
 
 
-def _shown(database: str) -> str:
+def _without_password(database: str) -> str:
     """An address without its password."""
     if "://" not in database:
         return database
@@ -564,7 +564,7 @@ def _shown(database: str) -> str:
     return make_url(database).render_as_string()
 
 
-def _exists(database: str) -> None:
+def _check_database_exists(database: str) -> None:
     """A typing mistake must not make an empty database."""
     path = database.removeprefix("sqlite:///")
     if "://" not in path and not os.path.exists(os.path.expanduser(path)):
@@ -573,7 +573,7 @@ def _exists(database: str) -> None:
         )
 
 
-def _table(title: str, rows: Iterable[tuple[str, Any]]) -> None:
+def _print_table(title: str, rows: Iterable[tuple[str, Any]]) -> None:
     """Print two columns, no wider than the terminal unless a value is.
 
     A link or a path is never cut, so that it can be copied.

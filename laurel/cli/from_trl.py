@@ -21,7 +21,7 @@ from laurel.core.load import resolve_paths
 from laurel.core.options import suggestion
 from laurel.core.trl import Request, Translation, as_bool, as_number, format_value, translate
 from laurel.core.trl_names import ADAPTERS, COMMON, DUMPED, OWN, TABLE, default_of, defaults_of
-from laurel.core.trl_rules import TRAINERS, same
+from laurel.core.trl_rules import TRAINERS, is_same_value
 
 LONGEST = 1 << 20
 """No limit on tokens but that of the model's positions: of prompts TRL 1.16 has no other."""
@@ -89,7 +89,7 @@ def port_config(args: Any, ask: Request) -> TrainConfig:
     own = {name: value for name, value in words.items() if name in TrainConfig.model_fields}
     theirs = {name: value for name, value in words.items() if name not in own}
     values, lines = translate_config(path, {**read_trl(path), **theirs}, own, ask)
-    print("\n".join(table(path, ask.algorithm, lines)), flush=True)
+    print("\n".join(format_translation(path, ask.algorithm, lines)), flush=True)
     for name in ("model", "dataset"):
         if name not in {**values, **own}:
             raise UsageError(f"the file names no {name}.", where=path, fix=f"Give --{name}.")
@@ -164,7 +164,7 @@ def given_names(path: str, theirs: Mapping[str, Any], ask: Request) -> dict[str,
     return {
         name: value
         for name, value in found.items()
-        if name not in TABLE or not same(value, default_of(name, trainer))
+        if name not in TABLE or not is_same_value(value, default_of(name, trainer))
     }
 
 
@@ -191,7 +191,7 @@ def unused_lines(
     trainer, refused = TRAINERS[ask.algorithm], list[str]()
     for name in [name for name in theirs if name in TABLE]:
         row, value, default = TABLE[name], theirs[name], default_of(name, trainer)
-        idle = same(value, default) or (value in EMPTY and default in EMPTY)
+        idle = is_same_value(value, default) or (value in EMPTY and default in EMPTY)
         if set(row.ours) & set(own) or OVERRULED.get(name) in own:
             yield Translation(name, value, (), "The command line gives it.")
         elif row.kind != "absent":
@@ -285,7 +285,7 @@ def implied_options(ask: Request, values: Mapping[str, Any]) -> dict[str, tuple[
         why = "TRL's dtype is that of the weights; where all are trained, laurel keeps float32"
         why += " masters"
         found["param_dtype"] = (weight_dtype, why)
-    if as_bool(everything.get("use_peft")) and (chosen := chosen_by_peft(everything)):
+    if as_bool(everything.get("use_peft")) and (chosen := peft_default_modules(everything)):
         found["lora_target_modules"] = chosen, "peft's choice for this model, as in TRL"
     return {option: one for option, one in found.items() if option in ask.own()}
 
@@ -302,7 +302,7 @@ def holds_messages(values: Mapping[str, Any]) -> bool:
     )
 
 
-def chosen_by_peft(values: Mapping[str, Any]) -> list[str]:
+def peft_default_modules(values: Mapping[str, Any]) -> list[str]:
     """The modules that peft adapts by default; none where the model is not on this machine."""
     file = Path(str(values.get("model"))) / "config.json"
     if not file.is_file():
@@ -312,14 +312,16 @@ def chosen_by_peft(values: Mapping[str, Any]) -> list[str]:
     return list(CHOICES.get(json.loads(file.read_text(encoding="utf-8")).get("model_type"), []))
 
 
-def table(path: str, algorithm: str, lines: list[Translation]) -> list[str]:
+def format_translation(path: str, algorithm: str, lines: list[Translation]) -> list[str]:
     """The translation as printed: what was read, TRL's defaults, what was left out."""
     kept = [line for line in lines if line.ours]
     rest = [line for line in kept if line.theirs == BY_TRL or line.value == SILENT]
     parts = {
-        "read": [line for line in lines if line not in rest and (line.ours or not left_out(line))],
+        "read": [
+            line for line in lines if line not in rest and (line.ours or not is_left_out(line))
+        ],
         "TRL's defaults, which are not laurel's": rest,
-        "left out": [line for line in lines if left_out(line) and line.said != AS_HERE],
+        "left out": [line for line in lines if is_left_out(line) and line.said != AS_HERE],
     }
     told = [f"{path}: a configuration of TRL's, as `laurel train {algorithm}`"]
     for title, part in parts.items():
@@ -327,7 +329,7 @@ def table(path: str, algorithm: str, lines: list[Translation]) -> list[str]:
     return told
 
 
-def left_out(line: Translation) -> bool:
+def is_left_out(line: Translation) -> bool:
     """Did this name become no option? One that asks for the usual thing counts as read."""
     row = TABLE.get(line.theirs)
     asked_for_nothing = (

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        speak_to(stream)
+        escape_unencodable(stream)
     try:
         code = _dispatch(words)
         sys.stdout.flush()
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return 141
     except Exception as error:
-        translated = _translated(error)
+        translated = _as_laurel_error(error)
         if translated is None:
             raise
         _print_error(translated)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
 
 
-def speak_to(stream: Any) -> None:
+def escape_unencodable(stream: Any) -> None:
     """Let a terminal or file that cannot show a character show its number (`\\u4f60`)."""
     if getattr(stream, "errors", "") in ("strict", "surrogateescape") and hasattr(
         stream, "reconfigure"
@@ -91,7 +91,7 @@ def speak_to(stream: Any) -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def _translated(error: Exception) -> LaurelError | None:
+def _as_laurel_error(error: Exception) -> LaurelError | None:
     """An error of the disk or the memory as one of ours; None for any other."""
     from laurel.core.files import (  # here: the command opens sooner without it
         disk_error,

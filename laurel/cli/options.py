@@ -44,16 +44,16 @@ def add_options(
     about = parser.add_argument_group("configuration")
     about.add_argument("--config", metavar="FILE", help=CONFIG)
     about.add_argument("--print_config", action="store_true", help=PRINT_CONFIG)
-    for title, names in groups(kind).items():
+    for title, names in fields_by_heading(kind).items():
         group = parser.add_argument_group(title)
         for name in [name for name in names if only is None or name in only]:
             field = kind.model_fields[name]
             default = default_text((defaults or {}).get(name, field.default))
             meaning = f"{field.description}{default}".replace("%", "%%")
-            group.add_argument(f"--{name}", help=meaning, **argument(field.annotation))
+            group.add_argument(f"--{name}", help=meaning, **argparse_arguments(field.annotation))
 
 
-def add_foreign(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None:
+def add_trl_names(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None:
     """Take every name of TRL's that the model has not, too; no help text shows them."""
     for name in TABLE.keys() - kind.model_fields.keys():
         parser.add_argument(f"--{name}", nargs="*", default=SUPPRESS, help=SUPPRESS)
@@ -62,7 +62,7 @@ def add_foreign(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None:
 def add_hidden(parser: argparse.ArgumentParser, kind: type[BaseModel]) -> None:
     """Take every field of `kind` that the parser has not; no help text shows them."""
     for name in kind.model_fields.keys() - {action.dest for action in parser._actions}:
-        how = argument(kind.model_fields[name].annotation)
+        how = argparse_arguments(kind.model_fields[name].annotation)
         parser.add_argument(f"--{name}", help=SUPPRESS, **how)
 
 
@@ -98,13 +98,15 @@ def read_options(
 def read_command_line(args: argparse.Namespace, kind: type[BaseModel]) -> dict[str, Any]:
     """What the command line gives: first options of the model, then names of TRL's."""
     found, fields = vars(args), kind.model_fields
-    own = {name: parse(found[name], fields[name].annotation) for name in found if name in fields}
+    own = {
+        name: parse_value(found[name], fields[name].annotation) for name in found if name in fields
+    }
     return own | {
-        name: trl_value(found[name]) for name in found if name in TABLE and name not in own
+        name: parse_trl_value(found[name]) for name in found if name in TABLE and name not in own
     }
 
 
-def parse(value: str | Sequence[str], annotation: Any) -> Any:
+def parse_value(value: str | Sequence[str], annotation: Any) -> Any:
     """Text as the model wants it: `null` is None where the option may be, `[a, b]` a list.
 
     Numbers and booleans are left to the model's own validation, so that a text option keeps "1",
@@ -112,25 +114,25 @@ def parse(value: str | Sequence[str], annotation: Any) -> Any:
     """
     if value in ("null", "~", ["null"], ["~"]) and without_none(annotation) != annotation:
         return None
-    return value if isinstance(value, str) else items(value)
+    return value if isinstance(value, str) else parse_list_words(value)
 
 
-def trl_value(words: Sequence[str]) -> Any:
+def parse_trl_value(words: Sequence[str]) -> Any:
     """The value of a name of TRL's: no word is true, one is itself, several are a list."""
-    found = items(words)
+    found = parse_list_words(words)
     alone = len(found) == 1 and not words[0].startswith("[")
     return True if not words else found[0] if alone else found
 
 
-def items(words: Sequence[str]) -> list[Any]:
+def parse_list_words(words: Sequence[str]) -> list[Any]:
     """The words as a list; `[a, b]` as the list of its texts."""
     found = list[Any]()
     for text in words:
-        found += yaml_list(text) if text[:1] == "[" and text[-1] == "]" else [text]
+        found += parse_yaml_list(text) if text[:1] == "[" and text[-1] == "]" else [text]
     return found
 
 
-def yaml_list(text: str) -> list[Any]:
+def parse_yaml_list(text: str) -> list[Any]:
     """The items of `[a, b]`, as texts."""
     import yaml
 
@@ -141,7 +143,7 @@ def yaml_list(text: str) -> list[Any]:
         raise UsageError(f"not a YAML list: {text}", where="command line", fix=fix) from None
 
 
-def groups(kind: type[BaseModel]) -> dict[str, list[str]]:
+def fields_by_heading(kind: type[BaseModel]) -> dict[str, list[str]]:
     """The fields of a model by heading: {"optimiser": ["learning_rate", ...], ...}."""
     found, title = dict[str, list[str]](), "options"
     for name, field in kind.model_fields.items():
@@ -159,22 +161,22 @@ def default_text(default: Any) -> str:
     return "" if default is None else f" (default {format_value(default)})"
 
 
-def type_words(annotation: Any) -> str:
+def describe_type(annotation: Any) -> str:
     """A type in a word or two: `integer`, `number`, `text`, `true|false`, `a|b`, `list of text`."""
     wanted = without_none(annotation)
     inner = get_args(wanted)
     if get_origin(wanted) is Literal:
         return "|".join(map(str, inner))
     if get_origin(wanted) is list:
-        return f"list of {type_words(inner[0])}"
+        return f"list of {describe_type(inner[0])}"
     if get_origin(wanted) in (UnionType, Union):
-        return "|".join(map(type_words, inner))
+        return "|".join(map(describe_type, inner))
     return {int: "integer", float: "number", str: "text", bool: "true|false"}[wanted]
 
 
-def argument(annotation: Any) -> dict[str, Any]:
+def argparse_arguments(annotation: Any) -> dict[str, Any]:
     """What argparse does with a field: a list takes several words, a flag may stand alone."""
-    wanted, words = without_none(annotation), type_words(annotation)
+    wanted, words = without_none(annotation), describe_type(annotation)
     if get_origin(wanted) is list:
         how = {"nargs": "+", "action": "extend", "metavar": words.removeprefix("list of ").upper()}
     elif wanted is bool or bool in get_args(wanted):

@@ -208,17 +208,17 @@ def run_fit(args: argparse.Namespace) -> int:
 
 def run_report(args: argparse.Namespace) -> int:
     """The tables, as text and as a page."""
-    from laurel.cli.tabular import plain, prepare
+    from laurel.cli.tabular import prepare_output_file, to_json_value
     from laurel.report.exhibit_text import print_exhibit
     from laurel_prompts.report import report
 
-    prepare("--page", args.page, (".html", ".htm"))
+    prepare_output_file("--page", args.page, (".html", ".htm"))
     log, published = _read(args)
     exhibit = report(
         log, published, features=args.features, seed=args.seed, cache=_cache(), say=_say
     )
     if args.json:
-        print(json.dumps(plain(exhibit.data), ensure_ascii=False, allow_nan=False))
+        print(json.dumps(to_json_value(exhibit.data), ensure_ascii=False, allow_nan=False))
     else:
         from rich.console import Console
 

@@ -60,13 +60,13 @@ def run(args: argparse.Namespace) -> int:
     The exit code is 1 where one of its claims does not hold.
     """
     experiment = VERBS[args.tabular_verb]
-    prepare("--plot", args.plot, PICTURES)
-    prepare("--page", args.page, PAGES)
+    prepare_output_file("--plot", args.plot, PICTURES)
+    prepare_output_file("--page", args.page, PAGES)
     module, _, name = experiment.target.partition(":")
     function = getattr(importlib.import_module(module), name)
     exhibit: Exhibit = function(**{one.name: getattr(args, one.name) for one in experiment.options})
     if args.json:
-        print(json.dumps(plain(exhibit.data), ensure_ascii=False, allow_nan=False))
+        print(json.dumps(to_json_value(exhibit.data), ensure_ascii=False, allow_nan=False))
     else:
         from rich.console import Console
 
@@ -165,7 +165,7 @@ def command_line(args: argparse.Namespace, options: Sequence[Option]) -> str:
     return shlex.join(words)
 
 
-def prepare(option: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
+def prepare_output_file(option: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
     """Refuse a file that could not be written, before anything runs; make its folder."""
     if path is None:
         return
@@ -185,7 +185,7 @@ def prepare(option: str, path: Path | None, suffixes: tuple[str, ...]) -> None:
         ) from None
 
 
-def plain(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """The same as JSON has it.
 
     numpy's numbers and arrays as numbers and lists, sets sorted, what is not finite null, keys
@@ -194,9 +194,9 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):
-        return [plain(item) for item in sorted(value)]
+        return [to_json_value(item) for item in sorted(value)]
     if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
+        return [to_json_value(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

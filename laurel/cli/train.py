@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
 
     `--help` is ours: what applies depends on the algorithm.
     """
-    from laurel.cli.options import add_foreign, add_options
+    from laurel.cli.options import add_options, add_trl_names
 
     parser = subparsers.add_parser(
         "train", help="train a model with one algorithm of the table", add_help=False
@@ -43,8 +43,8 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--from_trl", metavar=PORT, help=FROM_TRL)
     add_options(parser, TrainConfig)
-    add_foreign(parser, TrainConfig)
-    parser.set_defaults(run=run, advise=advise)
+    add_trl_names(parser, TrainConfig)
+    parser.set_defaults(run=run, advise=advise_on_unknown_option)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,14 +88,14 @@ def algorithm_with_defaults(algorithm: str | None) -> Request:
     """
 
     def own() -> Mapping[str, Any]:
-        from laurel.train.options import applying
+        from laurel.train.options import applicable_options
 
-        return applying(check_algorithm(algorithm))
+        return applicable_options(check_algorithm(algorithm))
 
     return Request(algorithm or "", own=own)
 
 
-def advise(name: str, args: argparse.Namespace) -> str:
+def advise_on_unknown_option(name: str, args: argparse.Namespace) -> str:
     """What to write instead of an option that `laurel train` has not."""
     return suggestion(name, TrainConfig, algorithm_with_defaults(args.algorithm)).replace(
         "Did you mean `", "Did you mean `--"
@@ -121,7 +121,7 @@ def help_text(algorithm: str | None) -> str:
     With one: what it is, the options that apply and their defaults in this row.
     """
     from laurel.cli.options import add_options
-    from laurel.train.options import applying
+    from laurel.train.options import applicable_options
 
     def parser(words: str, about: str) -> argparse.ArgumentParser:
         form = argparse.ArgumentParser(
@@ -144,7 +144,7 @@ def help_text(algorithm: str | None) -> str:
         form = parser("ALGORITHM", about)
         add_options(form, TrainConfig)
         return form.format_help()
-    own = applying(check_algorithm(algorithm))
+    own = applicable_options(check_algorithm(algorithm))
     form = parser(algorithm, f"{algorithm}: {ABOUT[algorithm]}")
     add_options(form, TrainConfig, only=set(own), defaults=own)
     return form.format_help()

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - began
     if args.json:
         print(json.dumps(as_json(findings, verdicts, seconds), indent=1))
-    console.print(f"\n{last_line(findings, verdicts)}, {seconds:.0f} s")
+    console.print(f"\n{summary_line(findings, verdicts)}, {seconds:.0f} s")
     passed = all(f.passed for f in findings) and all(v.killed and v.named for v in verdicts)
     return 0 if passed else 1
 
@@ -89,18 +89,18 @@ def run_parts(console: Console, chosen: Sequence[str], method: str | None) -> li
     return findings
 
 
-def last_line(findings: Sequence[Finding], verdicts: Sequence[Verdict]) -> str:
+def summary_line(findings: Sequence[Finding], verdicts: Sequence[Verdict]) -> str:
     """How many checks passed, how many mutants were killed, and by the check that they name."""
     line = f"{sum(f.passed for f in findings)} of {len(findings)} checks passed"
     if verdicts:
         killed = sum(v.killed for v in verdicts)
-        line += f"; {killed} of {len(verdicts)} mutants killed ({share(verdicts):.0%})"
+        line += f"; {killed} of {len(verdicts)} mutants killed ({killed_share(verdicts):.0%})"
     if misnamed := sum(not v.named for v in verdicts):
         line += f", {misnamed} not by the check that they name"
     return line
 
 
-def share(verdicts: Sequence[Verdict]) -> float:
+def killed_share(verdicts: Sequence[Verdict]) -> float:
     """The share of mutants that were noticed; 1 if there were none."""
     return sum(v.killed for v in verdicts) / len(verdicts) if verdicts else 1.0
 
@@ -124,13 +124,13 @@ def show_part(console: Console, name: str, about: str, findings: Sequence[Findin
             several[0],
             "[green]ok[/]" if all(f.passed for f in several) else "[bold red]FAIL[/]",
         )
-        in_float32 = error(several[1]) if several[1:] else ""
+        in_float32 = format_error(several[1]) if several[1:] else ""
         table.add_row(
             "" if method == before else method,
             escape(quantity),
             first.expected,
             first.measured,
-            error(first),
+            format_error(first),
             in_float32,
             verdict,
         )
@@ -156,7 +156,7 @@ def new_table(title: str, heads: Sequence[str]) -> Table:
     return table
 
 
-def error(finding: Finding) -> str:
+def format_error(finding: Finding) -> str:
     """1.2e-16, or for a sampled line z 1.1, n 10240."""
     if finding.samples:
         return f"z {finding.error:.2f}, n {finding.samples}"
@@ -210,7 +210,7 @@ def as_json(
         "passed": all(f.passed for f in findings) and all(v.killed and v.named for v in verdicts),
         "seconds": round(seconds, 1),
         "findings": [{**asdict(f), "passed": f.passed} for f in findings],
-        "mutants_killed": share(verdicts),
+        "mutants_killed": killed_share(verdicts),
         "mutants": [
             {
                 "name": v.mutant.name,

@@ -415,7 +415,7 @@ def run_with_tests(order: dict[str, Any], report_fd: int, tests_fd: int) -> None
     active = seal(order, order["parent"])
     os.write(report_fd, (json.dumps(active) + "\n").encode())
     link = rpc.Link(from_program, to_program, serves=False)
-    end = rpc.judge(link, run, order["setup"], secret["tests"])
+    end = rpc.run_tests(link, run, order["setup"], secret["tests"])
     os.close(to_program)
     if end["why"] == "exit":
         end = {"why": fate(child) or "exit"}
@@ -431,7 +431,7 @@ def serve_program(rpc: Any, link: Any, order: dict[str, Any], parent: int) -> No
     try:
         rpc.serve(link, run, order["setup"], order["source"])
         flush()
-    except rpc.Gone:
+    except rpc.PeerExited:
         flush()
     finally:
         leave(0)

@@ -60,7 +60,7 @@ def _same_file(left: str | None, right: str | None) -> bool:
     return left is not None and right is not None and Path(left).resolve() == Path(right).resolve()
 
 
-def importer(package: str) -> Callable[..., Any]:
+def make_import_function(package: str) -> Callable[..., Any]:
     """The `__import__` of a folder's modules: the folder's own first, else as usual."""
 
     def find(
@@ -86,7 +86,10 @@ class Loader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         """Run the file."""
         package = module.__name__.partition(".")[0]
-        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": importer(package)}
+        module.__dict__["__builtins__"] = {
+            **vars(builtins),
+            "__import__": make_import_function(package),
+        }
         super().exec_module(module)
 
 

@@ -34,7 +34,7 @@ class Lock:
         self.path = Path(folder).resolve() / NAME
         self.handle = -1
         if str(self.path) in _held:
-            raise _taken(folder, "this very process")
+            raise _folder_taken_error(folder, "this very process")
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
         try:
             if fcntl is not None:
@@ -43,7 +43,7 @@ class Lock:
             if error.errno not in UNSUPPORTED:
                 who = os.read(handle, 200).decode("utf-8", "replace").strip() or "another process"
                 os.close(handle)
-                raise _taken(folder, who) from None
+                raise _folder_taken_error(folder, who) from None
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self.handle = handle
@@ -66,6 +66,6 @@ class Lock:
         self.release()
 
 
-def _taken(folder: str | Path, who: str) -> UsageError:
+def _folder_taken_error(folder: str | Path, who: str) -> UsageError:
     fix = "Wait for it or stop it, or name another --output_dir."
     return UsageError(f"{who} is writing to this folder.", where=f"output_dir {folder}", fix=fix)

@@ -38,7 +38,7 @@ def group_folders(controller: str, groups: Path = GROUPS, process: Path = PROCES
     return found
 
 
-def numbers(file: Path) -> list[int]:
+def read_numbers(file: Path) -> list[int]:
     """The numbers in a file of a control group; none where there is no file, or no limit."""
     try:
         return [int(word) for word in file.read_text().split()]
@@ -50,8 +50,8 @@ def cpu_quota(groups: Path = GROUPS, process: Path = PROCESS) -> float:
     """Cores' worth of time that control groups allow; infinite without a limit."""
     found = [float("inf")]
     for folder in group_folders("cpu", groups, process):
-        both = numbers(folder / "cpu.max")  # v2: quota and period
-        both = both or numbers(folder / "cpu.cfs_quota_us") + numbers(
+        both = read_numbers(folder / "cpu.max")  # v2: quota and period
+        both = both or read_numbers(folder / "cpu.cfs_quota_us") + read_numbers(
             folder / "cpu.cfs_period_us"
         )  # v1: quota -1 is none
         if len(both) == 2 and both[0] > 0 and both[1] > 0:
@@ -86,7 +86,7 @@ def default_threads(groups: Path = GROUPS, process: Path = PROCESS) -> int:
     return min(int(first), cores) if first.isdigit() and int(first) > 0 else cores
 
 
-def memory(groups: Path = GROUPS, process: Path = PROCESS) -> tuple[int, int] | None:
+def memory_sizes(groups: Path = GROUPS, process: Path = PROCESS) -> tuple[int, int] | None:
     """(free, all) bytes of memory that this process may have; None where it is not known."""
     try:
         lines = (line.split() for line in (process / "meminfo").read_text().splitlines())
@@ -99,7 +99,7 @@ def memory(groups: Path = GROUPS, process: Path = PROCESS) -> tuple[int, int] | 
             ("memory.max", "memory.current"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes"),
         ):
-            most, now = numbers(folder / limit), numbers(folder / used)
+            most, now = read_numbers(folder / limit), read_numbers(folder / used)
             if most and now and most[0] < sizes["MemTotal"]:  # v1 says 2^63 where there is none
                 free = min(free, max(0, most[0] - now[0] + reclaimable_bytes(folder)))
                 every = min(every, most[0])

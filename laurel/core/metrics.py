@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from laurel.core.errors import UsageError, nearest
-from laurel.core.metric_catalogue import CATALOGUE, Meaning
+from laurel.core.metric_catalogue import CATALOGUE, MetricMeaning
 
 
 class Sums:
@@ -67,7 +67,7 @@ class Sums:
         return means | self.totals | self.peaks
 
 
-def merged(parts: Sequence[Sums]) -> Sums:
+def merge_metrics(parts: Sequence[Sums]) -> Sums:
     """The metrics of all ranks as one accumulator.
 
     Times (`seconds/...`) are averaged, since the ranks run at the same time.
@@ -82,7 +82,7 @@ def merged(parts: Sequence[Sums]) -> Sums:
     return whole
 
 
-def explain(name: str) -> Meaning:
+def explain(name: str) -> MetricMeaning:
     """The meaning of a metric; UsageError with the nearest name for an unknown one.
 
     `rewards/<any>/mean` and others with a wildcard are found by pattern, `eval/<set>/...` as
@@ -100,7 +100,7 @@ def explain(name: str) -> Meaning:
     )
 
 
-def table(catalogue: Mapping[str, Meaning] = CATALOGUE) -> str:
+def metric_table(catalogue: Mapping[str, MetricMeaning] = CATALOGUE) -> str:
     """The catalogue as a Markdown table."""
     head = "| metric | meaning | unit | healthy | look first at |\n|---|---|---|---|---|\n"
     rows = (
@@ -116,7 +116,7 @@ BEGIN, END = (
 )
 
 
-def with_table(page: str) -> str:
+def with_metric_table(page: str) -> str:
     """A documentation page with the table between its markers brought up to date."""
     before, _, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -125,16 +125,16 @@ def with_table(page: str) -> str:
             "the page lacks the two marker lines of the metric table.",
             fix=f"Add {BEGIN.strip()} and {END.strip()}.",
         )
-    return before + BEGIN + table() + END + after
+    return before + BEGIN + metric_table() + END + after
 
 
 def main(paths: list[str]) -> None:
     """Print the table, or write it into the pages named."""
     if not paths:
-        print(table(), end="")
+        print(metric_table(), end="")
     for path in paths:
         with open(path, encoding="utf-8") as file:
-            page = with_table(file.read())
+            page = with_metric_table(file.read())
         with open(path, "w", encoding="utf-8") as file:
             file.write(page)
 

@@ -12,7 +12,7 @@ from pydantic.config import JsonDict
 from laurel.core.errors import UsageError, misspelt
 from laurel.core.trl import Request
 from laurel.core.trl_names import TABLE, translate_options
-from laurel.core.validation_errors import describe_errors, dotted
+from laurel.core.validation_errors import describe_errors, dotted_location
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -75,7 +75,9 @@ def _checked(
         return check(listed)
     except ValidationError as error:
         problems = error.errors()
-        if unknown := [dotted(one) for one in problems if one["type"] == "extra_forbidden"]:
+        if unknown := [
+            dotted_location(one) for one in problems if one["type"] == "extra_forbidden"
+        ]:
             raise unknown_options(unknown, kind, request) from None
         raise UsageError(describe_errors(problems, fields), where=request.where) from None
 

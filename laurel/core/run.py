@@ -142,9 +142,9 @@ class Run:
         try:
             _check_place(folder, bool(resume))  # again, now that nobody else can write
             if (folder / "run.json").exists():
-                run = _continue(cls(folder), values, inputs or {}, resume == "anyway", say)
+                run = _resume_run(cls(folder), values, inputs or {}, resume == "anyway", say)
             else:
-                run = _start(folder, values, inputs or {}, bool(resume), say)
+                run = _create_run(folder, values, inputs or {}, bool(resume), say)
         except BaseException:
             lock.release()
             raise
@@ -271,7 +271,7 @@ def _check_place(folder: Path, resume: bool) -> None:
         raise UsageError(what, where=where, fix="Name another --output_dir.")
 
 
-def _start(
+def _create_run(
     folder: Path,
     values: dict[str, Any],
     inputs: Mapping[str, str],
@@ -294,7 +294,7 @@ def _start(
     return run
 
 
-def _continue(
+def _resume_run(
     run: Run,
     values: dict[str, Any],
     inputs: Mapping[str, str],
@@ -312,7 +312,7 @@ def _continue(
         name: [saved[name], values.get(name)] for name in saved if saved[name] != values.get(name)
     }
     _check_changes(changed, (*FREE_TO_CHANGE, *(OPTIMIZER_OPTIONS if anyway else ())), where)
-    edited = _edited(run, inputs, anyway)
+    edited = _changed_inputs(run, inputs, anyway)
     shown = {name: pair for name, pair in changed.items() if name not in ("resume", "output_dir")}
     _announce(run, shown, edited, say)
     if shown:
@@ -377,7 +377,7 @@ def _check_changes(changed: Mapping[str, Sequence[Any]], free: Sequence[str], wh
     raise UsageError(what, where=where, fix=fix)
 
 
-def _edited(run: Run, inputs: Mapping[str, str], anyway: bool) -> dict[str, list[str]]:
+def _changed_inputs(run: Run, inputs: Mapping[str, str], anyway: bool) -> dict[str, list[str]]:
     """What the run reads that has changed since it began: name -> [old, new].
 
     UsageError unless `anyway`, or the person at the terminal agrees.
@@ -469,9 +469,11 @@ def _number(value: Any) -> float | int | None:
 def _dumps(value: Any, indent: int | None = None) -> str:
     """JSON. Not finite: null; numpy and torch scalars: numbers; paths: text."""
     try:
-        return json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False, indent=indent)
+        return json.dumps(
+            value, ensure_ascii=False, default=_to_json_value, allow_nan=False, indent=indent
+        )
     except ValueError:
-        return json.dumps(_finite(value), ensure_ascii=False, default=_plain, indent=indent)
+        return json.dumps(_finite(value), ensure_ascii=False, default=_to_json_value, indent=indent)
 
 
 def _finite(value: Any) -> Any:
@@ -482,7 +484,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     return _finite(value.item()) if hasattr(value, "item") else str(value)
 
 

@@ -476,25 +476,21 @@ class Outputs:
         return replace(self, **{name: x for name, x in added.items() if x is not None})
 
 
-def order(n: int, epoch: int, seed: int) -> list[int]:
+@lru_cache(maxsize=4)
+def epoch_order(n: int, epoch: int, seed: int) -> tuple[int, ...]:
     """The positions 0 .. n-1 in the order of one epoch, shuffled by (seed, epoch) alone."""
-    return list(_order(n, epoch, seed))
+    positions = list(range(n))
+    random.Random(f"order/{seed}/{epoch}").shuffle(positions)
+    return tuple(positions)
 
 
 def take(cursor: int, count: int, n: int, seed: int) -> list[int]:
     """The row positions of `count` draws after `cursor` earlier ones, over n rows.
 
-    Draw i is order(n, i // n, seed)[i % n]: every row once per epoch, whatever the step size; a
-    step may lie across two epochs. It does not depend on how many processes share the work, and a
+    Draw i is epoch_order(n, i // n, seed)[i % n]: every row once per epoch, whatever the step size;
+    a step may lie across two epochs. It does not depend on how many processes share the work, and a
     resumed run needs only the cursor.
     """
     if n < 1 or cursor < 0 or count < 0:
         raise UsageError(f"cannot draw {count} rows after {cursor} from {n}.", where="dataset")
-    return [_order(n, draw // n, seed)[draw % n] for draw in range(cursor, cursor + count)]
-
-
-@lru_cache(maxsize=4)
-def _order(n: int, epoch: int, seed: int) -> tuple[int, ...]:
-    positions = list(range(n))
-    random.Random(f"order/{seed}/{epoch}").shuffle(positions)
-    return tuple(positions)
+    return [epoch_order(n, draw // n, seed)[draw % n] for draw in range(cursor, cursor + count)]

@@ -99,7 +99,7 @@ def run_python(
         began = time.monotonic()
         how = watch.until_over(seconds)
         spent = time.monotonic() - began
-    reason = how or _why(watch, nonce, late=spent >= seconds)
+    reason = how or _end_reason(watch, nonce, late=spent >= seconds)
     return Outcome(reason == "", watch.text("stdout"), watch.text("stderr"), reason)
 
 
@@ -129,7 +129,7 @@ def isolation() -> dict[str, object]:
 
 
 @dataclass(slots=True)
-class _Watch:
+class _RunningProgram:
     """A running program and what it has said so far."""
 
     process: subprocess.Popen[bytes]
@@ -201,7 +201,7 @@ class _Watch:
 
 def _start(
     order: dict[str, object], secret: dict[str, str] | None, stdin: IO[bytes] | int
-) -> _Watch:
+) -> _RunningProgram:
     """Start the jail in a session of its own, with a clean environment.
 
     It inherits no descriptors but the order, the report, and the one of `secret`.
@@ -230,10 +230,10 @@ def _start(
     finally:
         os.close(writer)
     assert process.stdout is not None and process.stderr is not None
-    return _Watch(process, (process.stdout, process.stderr), reader)
+    return _RunningProgram(process, (process.stdout, process.stderr), reader)
 
 
-def _why(watch: _Watch, nonce: str, *, late: bool) -> Reason:
+def _end_reason(watch: _RunningProgram, nonce: str, *, late: bool) -> Reason:
     """Why a program ended that was not stopped: from its report, else from how it died."""
     lines = watch.kept["report"].splitlines()
     code = watch.process.returncode

@@ -31,11 +31,11 @@ EXACT = 1 << 53
 Message = dict[str, Any]
 
 
-class Gone(BaseException):
+class PeerExited(BaseException):
     """The other process ended. No test can catch it as an Exception."""
 
 
-class Remote:
+class RemoteProxy:
     """The tests' proxy of an object of the program's that is no plain data."""
 
     __slots__ = ("_kind", "_link", "_number")
@@ -126,7 +126,7 @@ class Link:
         self.inlet, self.outlet, self.serves = inlet, outlet, serves
         self.kept: list[Any] = []
         self.numbers: dict[int, int] = {}
-        self.seen: dict[int, Remote] = {}
+        self.seen: dict[int, RemoteProxy] = {}
         self.rest = bytearray()
         self.gone = False
         self.errors: dict[str, type[Exception]] = {}
@@ -139,7 +139,7 @@ class Link:
                 data = data[os.write(self.outlet, data) :]
         except OSError:
             self.gone = True
-            raise Gone from None
+            raise PeerExited from None
 
     def receive(self) -> Message:
         """The next message in."""
@@ -147,7 +147,7 @@ class Link:
             part = os.read(self.inlet, 1 << 16)
             if not part or len(self.rest) > LONGEST:
                 self.gone = True
-                raise Gone
+                raise PeerExited
             self.rest += part
         line = bytes(self.rest[:end])
         del self.rest[: end + 1]
@@ -175,7 +175,7 @@ class Link:
         given = zip([*args, *kwargs.values()], [*sent, *named.values()], strict=True)
         for (value, before), after in zip(given, found.get("after", []), strict=False):
             if after not in (None, before):
-                refresh(value, self.decode(after))
+                update_in_place(value, self.decode(after))
         return self.decode(found["value"])
 
     def error(self, names: list[str], text: str) -> Exception:
@@ -206,7 +206,7 @@ class Link:
                 for item in (*args, *named.values())
             ]
             return {"value": value, "after": after}
-        except Gone:
+        except PeerExited:
             raise
         except BaseException as error:
             return {"raise": [[kind.__name__ for kind in type(error).__mro__], str(error)[:2000]]}
@@ -222,7 +222,7 @@ class Link:
     def encode(self, value: Any) -> Any:
         """Plain data as JSON, of subclasses the data alone; anything else as its number here."""
         kind = cast(Any, type(value))
-        if kind is Remote:
+        if kind is RemoteProxy:
             return ["h", object.__getattribute__(value, "_number")]
         if kind in PLAIN_WORDS:
             return value
@@ -269,7 +269,7 @@ class Link:
         if name in TEXTS:
             return TEXTS[name][2](str(first))
         if name == "k":
-            return self.seen.setdefault(int(first), Remote(self, int(first), str(rest[0])))
+            return self.seen.setdefault(int(first), RemoteProxy(self, int(first), str(rest[0])))
         if name == "h":
             return self.kept[int(first)]
         if name == "bi" and self.serves:
@@ -309,7 +309,7 @@ def decode_simple(name: str, first: Any, rest: list[Any]) -> Any:
     raise TypeError("no plain data")
 
 
-def take(thing: Iterator[Any], size: int) -> list[Any]:
+def take_items(thing: Iterator[Any], size: int) -> list[Any]:
     """Up to so many of the next items."""
     return list(islice(thing, size))
 
@@ -323,12 +323,12 @@ ACTIONS: dict[str, Callable[..., Any]] = {
     "iter": iter,
     "item": operator.getitem,
     "put": operator.setitem,
-    "next": take,
+    "next": take_items,
 }
 """What the tests may do with an object of the program's, besides calling it."""
 
 
-def refresh(value: Any, now: Any) -> None:
+def update_in_place(value: Any, now: Any) -> None:
     """What a call did to a list, dict or set that it was given, done to the caller's own."""
     if type(value) is not type(now):
         return
@@ -358,14 +358,16 @@ def serve(link: Link, run: Callable[[str], Message], setup: str, source: str) ->
         return
     link.kept.append(main)
     names = {
-        name: describe(value) for name, value in list(main.items()) if not name.startswith("__")
+        name: describe_name(value)
+        for name, value in list(main.items())
+        if not name.startswith("__")
     }
     link.send({"names": names})
     while True:
         link.send(link.answer(link.receive()))
 
 
-def describe(value: Any) -> list[str]:
+def describe_name(value: Any) -> list[str]:
     """What a name of the program stands for, in words that the tests' side can act on."""
     if isinstance(value, types.ModuleType):
         return ["module", value.__name__]
@@ -377,21 +379,29 @@ def describe(value: Any) -> list[str]:
     return ["value"]
 
 
-def judge(link: Link, run: Callable[[str], Message], setup: str, tests: str) -> Message:
+def run_tests(link: Link, run: Callable[[str], Message], setup: str, tests: str) -> Message:
     """The tests' side: {"why": ""} if setup and tests reached their end, else why not."""
     try:
         first = link.receive()
         if "names" not in first:
             return {"why": str(first.get("end") or "exit")}
-        source = f"{without(setup, first['names'])}\n{tests}"
-        sys.modules["__main__"].__dict__.update(borrowed(link, first["names"], source))
+        source = f"{without_shared_classes(setup, first['names'])}\n{tests}"
+        sys.modules["__main__"].__dict__.update(names_from_program(link, first["names"], source))
         end = run(source)
-    except (Gone, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+    except (
+        PeerExited,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+    ):
         return {"why": "exit"}
     return {"why": "exit"} if link.gone else end
 
 
-def borrowed(link: Link, names: dict[str, list[str]], text: str) -> dict[str, Any]:
+def names_from_program(link: Link, names: dict[str, list[str]], text: str) -> dict[str, Any]:
     """The program's names that the tests use and do not define.
 
     Builtins stay the tests' own, unless the tests use nothing else.
@@ -435,7 +445,7 @@ def free_names(text: str) -> set[str]:
     return read - own
 
 
-def without(setup: str, names: dict[str, list[str]]) -> str:
+def without_shared_classes(setup: str, names: dict[str, list[str]]) -> str:
     """The setup less the classes that the program has, too.
 
     The program's own can be passed to its functions.

@@ -21,7 +21,7 @@ nothing.
 
 
 @dataclass(frozen=True)
-class Name:
+class TrlName:
     """One name of theirs: its kind, our options, a line to print, its default, and its rule."""
 
     kind: Literal["same", "translated", "absent"]
@@ -32,33 +32,38 @@ class Name:
     harmless: bool = True
 
 
-def same(say: str, rule: Rule | None = None, **defaults: Any) -> dict[str, Name]:
+def same_options(say: str, rule: Rule | None = None, **defaults: Any) -> dict[str, TrlName]:
     """Names that are options here, with TRL's defaults."""
-    return {name: Name("same", say, (name,), default, rule) for name, default in defaults.items()}
+    return {
+        name: TrlName("same", say, (name,), default, rule) for name, default in defaults.items()
+    }
 
 
-def renamed(ours: str, say: str, rule: Rule | None = None, **defaults: Any) -> dict[str, Name]:
+def renamed_option(
+    ours: str, say: str, rule: Rule | None = None, **defaults: Any
+) -> dict[str, TrlName]:
     """Names that become options of ours ("" for none: what they ask for is what is done anyway)."""
     options = tuple(ours.split())
     return {
-        name: Name("translated", say, options, default, rule or under_name(options[0]))
+        name: TrlName("translated", say, options, default, rule or rename_rule(options[0]))
         for name, default in defaults.items()
     }
 
 
-def harmless(say: str, **defaults: Any) -> dict[str, Name]:
+def harmless_names(say: str, **defaults: Any) -> dict[str, TrlName]:
     """Names that there are not, and on which no result depends."""
-    return {name: Name("absent", say, (), default) for name, default in defaults.items()}
+    return {name: TrlName("absent", say, (), default) for name, default in defaults.items()}
 
 
-def unsupported(say: str, **defaults: Any) -> dict[str, Name]:
+def unsupported_names(say: str, **defaults: Any) -> dict[str, TrlName]:
     """Names that there are not, and that change results: any value but the default stops a port."""
     return {
-        name: Name("absent", say, (), default, harmless=False) for name, default in defaults.items()
+        name: TrlName("absent", say, (), default, harmless=False)
+        for name, default in defaults.items()
     }
 
 
-def under_name(option: str) -> Rule:
+def rename_rule(option: str) -> Rule:
     """The same value under another name; no value is none."""
     return lambda value, ask: {} if value is None else {option: value}
 
@@ -111,7 +116,7 @@ class Translation:
 
 
 def translate(
-    given: Mapping[str, Any], table: Mapping[str, Name], ask: Request, where: str
+    given: Mapping[str, Any], table: Mapping[str, TrlName], ask: Request, where: str
 ) -> tuple[dict[str, Any], list[Translation]]:
     """Options of ours for what was given by any name, and a line for each name that was not ours.
 
@@ -127,7 +132,7 @@ def translate(
     for name in foreign:
         ask.lines = []
         made = translate_value(name, table[name], given[name], ask, where)
-        add_made(name, given[name], made, values, giver, where)
+        add_translated(name, given[name], made, values, giver, where)
         about = [table[name].say] if (made or ask.lines) and not ask.port else []
         said = " ".join([*ask.lines, *about])
         # one text for several names is printed with the first of them
@@ -137,12 +142,14 @@ def translate(
     return {name: normalize(name, value, table, ask) for name, value in values.items()}, lines
 
 
-def is_foreign(name: str, table: Mapping[str, Name]) -> bool:
+def is_foreign(name: str, table: Mapping[str, TrlName]) -> bool:
     """Is this a name that only they have?"""
     return name in table and table[name].kind != "same"
 
 
-def translate_value(name: str, row: Name, value: Any, ask: Request, where: str) -> dict[str, Any]:
+def translate_value(
+    name: str, row: TrlName, value: Any, ask: Request, where: str
+) -> dict[str, Any]:
     """What a row makes of a value. A name that is absent is an error."""
     if row.kind == "absent":
         raise UsageError(f"unknown option `{name}`.", where=where, fix=row.say)
@@ -156,7 +163,7 @@ def translate_value(name: str, row: Name, value: Any, ask: Request, where: str) 
         ) from None
 
 
-def normalize(name: str, value: Any, table: Mapping[str, Name], ask: Request) -> Any:
+def normalize(name: str, value: Any, table: Mapping[str, TrlName], ask: Request) -> Any:
     """A value of an option that both have, in our spelling.
 
     `scale_rewards: true` is `group`, a warm-up of .1 a tenth of the steps.
@@ -167,7 +174,7 @@ def normalize(name: str, value: Any, table: Mapping[str, Name], ask: Request) ->
     return row.rule(value, ask).get(name, value)
 
 
-def add_made(
+def add_translated(
     name: str,
     value: Any,
     made: Mapping[str, Any],

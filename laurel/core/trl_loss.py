@@ -7,7 +7,7 @@ from typing import Any
 
 from laurel.core.errors import UsageError
 from laurel.core.trl import Request, as_number, format_value
-from laurel.core.trl_rules import TRAINERS, names_of
+from laurel.core.trl_rules import TRAINERS, as_name_list
 
 GROUPED: dict[str, dict[str, dict[str, Any]]] = {
     "grpo": {
@@ -45,17 +45,17 @@ LEVELS = {"gspo": "sequence"}
 ELSEWHERE = {"sequence": "gspo", "token": "grpo"}
 
 
-def loss_type(value: Any, ask: Request) -> dict[str, Any]:
+def translate_loss_type(value: Any, ask: Request) -> dict[str, Any]:
     """By the trainer whose loss it is."""
     trainer = TRAINERS.get(ask.algorithm, "")
     by_trainer: dict[str, Callable[[Any, Request], dict[str, Any]]] = {
-        "grpo": token_denominator,
-        "dpo": pair_loss,
+        "grpo": translate_token_denominator,
+        "dpo": translate_pair_loss,
     }
-    return by_trainer.get(trainer, single_loss)(value, ask)
+    return by_trainer.get(trainer, translate_single_loss)(value, ask)
 
 
-def single_loss(value: Any, ask: Request) -> dict[str, Any]:
+def translate_single_loss(value: Any, ask: Request) -> dict[str, Any]:
     """Of a row with one loss: its name, or nothing."""
     if not ask.algorithm:
         what = "which loss it is depends on the algorithm."
@@ -68,7 +68,7 @@ def single_loss(value: Any, ask: Request) -> dict[str, Any]:
     return {}
 
 
-def token_denominator(value: Any, ask: Request) -> dict[str, Any]:
+def translate_token_denominator(value: Any, ask: Request) -> dict[str, Any]:
     """What a token's loss is divided by; or another row of the table."""
     made = GROUPED[ask.algorithm].get(str(value))
     if made is None:
@@ -80,7 +80,7 @@ def token_denominator(value: Any, ask: Request) -> dict[str, Any]:
     return dict(made)
 
 
-def ratio_level(value: Any, ask: Request) -> dict[str, Any]:
+def translate_ratio_level(value: Any, ask: Request) -> dict[str, Any]:
     """A ratio per token, or one per sequence, which is the row gspo."""
     level = LEVELS.get(ask.algorithm, "token")
     if str(value) != level:
@@ -90,9 +90,9 @@ def ratio_level(value: Any, ask: Request) -> dict[str, Any]:
     return {}
 
 
-def pair_loss(value: Any, ask: Request) -> dict[str, Any]:
+def translate_pair_loss(value: Any, ask: Request) -> dict[str, Any]:
     """One loss is one row; with `sft` beside sigmoid it is rpo_alpha."""
-    names = names_of(value)
+    names = as_name_list(value)
     weights = [as_number(weight) for weight in ask.given.get("loss_weights") or [1.0] * len(names)]
     if len(weights) != len(names) or None in weights:
         raise UsageError("loss_weights and loss_type differ in length.")
@@ -120,7 +120,7 @@ def pair_loss(value: Any, ask: Request) -> dict[str, Any]:
     return {"rpo_alpha": sft_weight}
 
 
-def weighted(value: Any, ask: Request) -> dict[str, Any]:
+def translate_loss_weights(value: Any, ask: Request) -> dict[str, Any]:
     """Weights of several losses: read with loss_type."""
     if value is not None and not ask.has("loss_type"):
         raise UsageError("weights of what?", fix="Give loss_type, too, or rpo_alpha.")

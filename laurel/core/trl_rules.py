@@ -40,14 +40,14 @@ def only_values(*allowed: Any, fix: str) -> Rule:
     """Values that mean what laurel does anyway; any other is an error that says what to do."""
 
     def rule(value: Any, ask: Request) -> dict[str, Any]:
-        if not any(same(value, one) for one in allowed):
+        if not any(is_same_value(value, one) for one in allowed):
             raise UsageError(f"{format_value(value)} is not to be had here.", fix=fix)
         return {}
 
     return rule
 
 
-def same(one: Any, other: Any) -> bool:
+def is_same_value(one: Any, other: Any) -> bool:
     """Equal, whether a file wrote it or a command line."""
     if isinstance(other, bool):
         return isinstance(one, bool | str) and str(one).lower() == str(other).lower()
@@ -55,7 +55,7 @@ def same(one: Any, other: Any) -> bool:
     return one == other or (None not in numbers and numbers[0] == numbers[1])
 
 
-def when(option: str, value_of: Callable[[Any], Any]) -> Rule:
+def switch_rule(option: str, value_of: Callable[[Any], Any]) -> Rule:
     """A switch: where it is on, the option has this value; off asks for nothing."""
     return lambda value, ask: {option: value_of(value)} if as_bool(value) else {}
 
@@ -68,7 +68,7 @@ def positive_integer(value: Any, name: str) -> int:
     return int(found)
 
 
-def step_size(value: Any, ask: Request) -> dict[str, Any]:
+def translate_step_size(value: Any, ask: Request) -> dict[str, Any]:
     """Rows of a step: per device x accumulated x processes, or that over num_generations."""
     if not ask.algorithm:
         what = (
@@ -126,7 +126,7 @@ def one_update(*, whole_batch: bool) -> Rule:
     return rule
 
 
-def fraction_of(option: str) -> Rule:
+def steps_or_fraction_rule(option: str) -> Rule:
     """A number of steps; below 1 TRL reads a share of all steps."""
 
     def rule(value: Any, ask: Request) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def fraction_of(option: str) -> Rule:
             return {}
         if share is None or not 0 < share < 1:
             return {
-                option: of_samples(
+                option: to_sampling_steps(
                     int(value) if isinstance(value, float) and value % 1 == 0 else value, ask
                 )
             }
@@ -145,12 +145,12 @@ def fraction_of(option: str) -> Rule:
             what = f"{given} is a share of all steps, and max_steps is not given."
             raise UsageError(what, fix="Give max_steps.")
         ask.lines.append(f"{share:g} of {steps:g} steps.")
-        return {option: of_samples(math.ceil(share * steps), ask)}
+        return {option: to_sampling_steps(math.ceil(share * steps), ask)}
 
     return rule
 
 
-def of_samples(steps: Any, ask: Request) -> Any:
+def to_sampling_steps(steps: Any, ask: Request) -> Any:
     """Steps of a port: optimiser steps there, here steps over fresh samples."""
     count, each = as_number(steps), as_number(ask.of("num_iterations")) if ask.port else 1
     if count is None or each in (None, 1):
@@ -159,12 +159,12 @@ def of_samples(steps: Any, ask: Request) -> Any:
     return math.ceil(count / each)
 
 
-def steps_of_samples(value: Any, ask: Request) -> dict[str, Any]:
+def translate_max_steps(value: Any, ask: Request) -> dict[str, Any]:
     """max_steps: see `of_samples`; -1 leaves it to the epochs."""
-    return {"max_steps": of_samples(value, ask)}
+    return {"max_steps": to_sampling_steps(value, ask)}
 
 
-def passes_per_batch(value: Any, ask: Request) -> dict[str, Any]:
+def translate_num_iterations(value: Any, ask: Request) -> dict[str, Any]:
     """Passes over one batch; one where TRL clips ratios of whole sequences and laurel does not."""
     if ask.port and TRAINERS.get(ask.algorithm) in CLIPS_SEQUENCES and as_number(value) != 1:
         what = "TRL's later passes clip the ratio of a sequence, laurel's have no ratio."
@@ -172,7 +172,7 @@ def passes_per_batch(value: Any, ask: Request) -> dict[str, Any]:
     return {"num_iterations": value}
 
 
-def precision(value: Any, ask: Request) -> dict[str, Any]:
+def translate_precision(value: Any, ask: Request) -> dict[str, Any]:
     """bf16 is the precision of the products, `dtype` here; TRL's dtype is `param_dtype` here."""
     if not ask.port:
         word = str(value).removeprefix("torch.")
@@ -198,14 +198,14 @@ def weights(value: Any, ask: Request) -> dict[str, Any]:
         return {}
     if word not in ("float32", "bfloat16"):
         raise UsageError(f"weights are not held in {word} here.", fix="Choose bfloat16 or float32.")
-    return {"param_dtype": word, **(precision(value, ask) if ask.port else {})}
+    return {"param_dtype": word, **(translate_precision(value, ask) if ask.port else {})}
 
 
 IDLE_KWARGS = ("attn_implementation", "use_cache", "low_cpu_mem_usage", "device_map")
 """Arguments of from_pretrained on which no result depends here."""
 
 
-def init_kwargs(value: Any, ask: Request) -> dict[str, Any]:
+def translate_init_kwargs(value: Any, ask: Request) -> dict[str, Any]:
     """Arguments of from_pretrained: dtype is `param_dtype`; others are ignored, or an error."""
     read_value: Any = parse_text(value) if isinstance(value, str) else value or dict[str, Any]()
     if not isinstance(read_value, dict):
@@ -242,7 +242,7 @@ OPTIMISERS = {
 """A name of transformers' -> ours."""
 
 
-def optimiser(value: Any, ask: Request) -> dict[str, Any]:
+def translate_optimiser(value: Any, ask: Request) -> dict[str, Any]:
     """AdamW by any of its names."""
     word = str(value).rpartition(".")[2].lower()
     if value is None:
@@ -255,7 +255,7 @@ def optimiser(value: Any, ask: Request) -> dict[str, Any]:
     return {"optim": OPTIMISERS[word]}
 
 
-def schedule(value: Any, ask: Request) -> dict[str, Any]:
+def translate_schedule(value: Any, ask: Request) -> dict[str, Any]:
     """The shapes that both have."""
     names = {
         "constant_with_warmup": "constant",
@@ -266,7 +266,7 @@ def schedule(value: Any, ask: Request) -> dict[str, Any]:
     return {"lr_scheduler_type": names.get(str(value).rpartition(".")[2].lower(), value)}
 
 
-def one_of(option: str) -> Rule:
+def single_item_rule(option: str) -> Rule:
     """A list of one value is that value."""
 
     def rule(value: Any, ask: Request) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def one_of(option: str) -> Rule:
     return rule
 
 
-def scale(value: Any, ask: Request) -> dict[str, Any]:
+def translate_reward_scale(value: Any, ask: Request) -> dict[str, Any]:
     """true is group, false is none."""
     words = {"true": "group", "false": "none"}
     return {"scale_rewards": words.get(str(value).lower(), value)}
@@ -291,7 +291,7 @@ def strategy_interval(option: str, follow: str, default: int) -> Rule:
             return {option: 0}
         if word == "steps":
             often = ask.given.get(option) or ask.given.get(follow) or default
-            return fraction_of(option)(often, ask)
+            return steps_or_fraction_rule(option)(often, ask)
         if ask.port:  # no result depends on it
             ask.lines.append(f"{option} counts steps: give --{option}.")
             return {}
@@ -303,19 +303,19 @@ def strategy_interval(option: str, follow: str, default: int) -> Rule:
     return rule
 
 
-def logged(value: Any, ask: Request) -> dict[str, Any]:
+def translate_logging_strategy(value: Any, ask: Request) -> dict[str, Any]:
     """Metrics are always written: the strategy says nothing that logging_steps does not."""
     return {}
 
 
-def sinks(value: Any, ask: Request) -> dict[str, Any]:
+def translate_report_to(value: Any, ask: Request) -> dict[str, Any]:
     """`none` is nothing beside the files of the run; `all` is every sink there is."""
     if value in ("all", ["all"]):
         return {"report_to": ["tensorboard", "wandb", "trackio"]}
     return {"report_to": [] if value in ("none", ["none"]) else value}
 
 
-def names_of(value: Any) -> list[str]:
+def as_name_list(value: Any) -> list[str]:
     """A text, a list of texts, or nothing, as a list."""
     return (
         []
@@ -326,15 +326,15 @@ def names_of(value: Any) -> list[str]:
     )
 
 
-def rewards(value: Any, ask: Request) -> dict[str, Any]:
+def translate_rewards(value: Any, ask: Request) -> dict[str, Any]:
     """A scorer's folder and functions by name, in TRL's order.
 
     TRL's own functions are laurel's where it has them, else imported from TRL.
     """
     found: list[str] = []
     for name in ("reward_model_name_or_path", "reward_model_path"):
-        found += [f"model:{folder}" for folder in names_of(ask.given.get(name))]
-    for name in names_of(ask.given.get("reward_funcs")):
+        found += [f"model:{folder}" for folder in as_name_list(ask.given.get(name))]
+    for name in as_name_list(ask.given.get("reward_funcs")):
         if name == "accuracy_reward":
             ask.lines.append(
                 "accuracy_reward is `math` here, against the column answer (or completion; of TRL:"
@@ -355,7 +355,7 @@ def rewards(value: Any, ask: Request) -> dict[str, Any]:
     return {"rewards": found} if found else {}
 
 
-def dataset(value: Any, ask: Request) -> dict[str, Any]:
+def translate_dataset(value: Any, ask: Request) -> dict[str, Any]:
     """The name, and behind a colon its configuration."""
     name, config = ask.given.get("dataset_name"), ask.given.get("dataset_config")
     if name is None:
@@ -365,7 +365,7 @@ def dataset(value: Any, ask: Request) -> dict[str, Any]:
     return {"dataset": f"{name}:{config}" if config else str(name)}
 
 
-def mixture(value: Any, ask: Request) -> dict[str, Any]:
+def translate_mixture(value: Any, ask: Request) -> dict[str, Any]:
     """A list of files or sets, one after the other; shares and choices of columns are errors."""
     found, splits = list[str](), set[str]()
     parts: list[Any] = value or []
@@ -382,7 +382,7 @@ def mixture(value: Any, ask: Request) -> dict[str, Any]:
             )
             raise UsageError(what, fix=fix)
         name = f"{asked['path']}:{asked['name']}" if "name" in asked else str(asked["path"])
-        found += names_of(files) if files else [name]
+        found += as_name_list(files) if files else [name]
         splits.add(str(asked.get("split", "train")))
     if len(splits) > 1:
         raise UsageError(
@@ -391,7 +391,7 @@ def mixture(value: Any, ask: Request) -> dict[str, Any]:
     return {"dataset": ",".join(found), "dataset_split": splits.pop()} if found else {}
 
 
-def resume(value: Any, ask: Request) -> dict[str, Any]:
+def translate_resume(value: Any, ask: Request) -> dict[str, Any]:
     """true, or a checkpoint of the run's own folder: the newest sound one is taken."""
     if value in (None, "", False) or str(value).lower() == "false":
         return {}
@@ -404,7 +404,7 @@ def resume(value: Any, ask: Request) -> dict[str, Any]:
     return {"resume": True}
 
 
-def train_on(value: Any, ask: Request) -> dict[str, Any]:
+def translate_train_on(value: Any, ask: Request) -> dict[str, Any]:
     """Which tokens are supervised, from TRL's two switches."""
     assistant, completion = (
         ask.given.get("assistant_only_loss"),

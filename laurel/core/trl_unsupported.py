@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from laurel.core.trl import Name, harmless, unsupported
+from laurel.core.trl import TrlName, harmless_names, unsupported_names
 
-HARMLESS: dict[str, Name] = {
-    **harmless(
+HARMLESS: dict[str, TrlName] = {
+    **harmless_names(
         "It belongs to older versions, and changed no result: leave it out.",
         overwrite_output_dir=False,
         no_mps=None,
@@ -43,7 +43,7 @@ HARMLESS: dict[str, Name] = {
         wandb_project=None,
         wandb_entity=None,
     ),
-    **harmless(
+    **harmless_names(
         "Sampling is laurel's own; there is nothing to switch.",
         use_vllm=False,
         vllm_mode="colocate",
@@ -64,7 +64,7 @@ HARMLESS: dict[str, Name] = {
         ds3_gather_for_generation=True,
         use_cache=False,
     ),
-    **harmless(
+    **harmless_names(
         "The sampler's log-probabilities are the trainer's here, and a start check holds them "
         "equal: there is no mismatch to correct.",
         vllm_importance_sampling_correction=True,
@@ -73,7 +73,7 @@ HARMLESS: dict[str, Name] = {
         vllm_importance_sampling_clip_min=None,
         vllm_importance_sampling_cap=None,
     ),
-    **harmless(
+    **harmless_names(
         "token_budget bounds the memory of a micro-batch; results do not depend on it.",
         per_device_eval_batch_size=8,
         eval_accumulation_steps=None,
@@ -84,7 +84,7 @@ HARMLESS: dict[str, Name] = {
         gradient_checkpointing_kwargs=None,
         activation_checkpointing_kwargs=None,
     ),
-    **harmless(
+    **harmless_names(
         "The kernels and attention are chosen by the model and the device; `laurel doctor` says"
         " which.",
         attn_implementation=None,
@@ -98,11 +98,11 @@ HARMLESS: dict[str, Name] = {
         pad_to_multiple_of="auto",
         cast_lm_head_to_fp32=False,
     ),
-    **harmless(
+    **harmless_names(
         "The reference's log-probabilities of rows of data are kept once computed.",
         precompute_ref_log_probs=False,
     ),
-    **harmless(
+    **harmless_names(
         "Processes are started with torchrun; gradients are summed over them, and nothing else "
         "is to be set.",
         accelerator_config=None,
@@ -117,7 +117,7 @@ HARMLESS: dict[str, Name] = {
         average_tokens_across_devices=True,
         ignore_bias_buffers=False,
     ),
-    **harmless(
+    **harmless_names(
         "Rows are read once and encoded as they are drawn; there is no loader to tune.",
         dataloader_num_workers=0,
         dataloader_pin_memory=True,
@@ -134,7 +134,7 @@ HARMLESS: dict[str, Name] = {
         streaming=False,
         group_by_length=False,
     ),
-    **harmless(
+    **harmless_names(
         "Rows are drawn in an order of the seed, each once an epoch; a last short batch is "
         "filled from the next epoch.",
         data_seed=None,
@@ -144,7 +144,7 @@ HARMLESS: dict[str, Name] = {
         ignore_data_skip=False,
         full_determinism=False,
     ),
-    **harmless(
+    **harmless_names(
         "Metrics go to the files of the run, and where report_to says; a run is named by its "
         "output_dir.",
         logging_first_step=False,
@@ -164,7 +164,7 @@ HARMLESS: dict[str, Name] = {
         debug="",
         include_tokens_per_second=False,
     ),
-    **harmless(
+    **harmless_names(
         "Completions are always in samples.jsonl and in the report.",
         log_completions=False,
         log_multimodal=True,
@@ -173,7 +173,7 @@ HARMLESS: dict[str, Name] = {
         log_completions_hub_repo=None,
         generate_during_eval=False,
     ),
-    **harmless(
+    **harmless_names(
         "Nothing is sent to the hub: `hf upload OWNER/NAME RUN/model` does it.",
         push_to_hub=False,
         hub_token=None,
@@ -183,7 +183,7 @@ HARMLESS: dict[str, Name] = {
         hub_always_push=False,
         hub_revision=None,
     ),
-    **harmless(
+    **harmless_names(
         "A checkpoint is always whole and resumable; `laurel train` resumes it with resume.",
         save_only_model=False,
         save_on_each_node=False,
@@ -191,7 +191,7 @@ HARMLESS: dict[str, Name] = {
         restore_callback_states_from_checkpoint=False,
         save_safetensors=True,
     ),
-    **harmless(
+    **harmless_names(
         "Evaluation is the held-out rows' accuracy, reward or loss every eval_steps; `laurel "
         "eval` does more.",
         eval_delay=0,
@@ -206,18 +206,18 @@ HARMLESS: dict[str, Name] = {
         num_generations_eval=None,
         eval_packing=None,
     ),
-    **harmless(
+    **harmless_names(
         "Held-out rows are eval_dataset, or eval_size rows split off.",
         dataset_test_split="test",
         test_split_size=None,
     ),
-    **harmless(
+    **harmless_names(
         "`laurel train` trains; `laurel eval` evaluates.",
         do_train=False,
         do_eval=False,
         do_predict=False,
     ),
-    **harmless(
+    **harmless_names(
         "It is settled by the algorithm here.",
         lora_task_type="CAUSAL_LM",
         dataset_text_field="text",
@@ -225,7 +225,7 @@ HARMLESS: dict[str, Name] = {
         padding_value=None,
         stop_token=None,
     ),
-    **harmless(
+    **harmless_names(
         "Without its switch it does nothing.",
         ref_model_mixup_alpha=0.6,
         ref_model_sync_steps=512,
@@ -248,25 +248,25 @@ HARMLESS: dict[str, Name] = {
     ),
 }
 
-DIFFERENT: dict[str, Name] = {
-    **unsupported(
+DIFFERENT: dict[str, TrlName] = {
+    **unsupported_names(
         "The reference is reference: start, base or none.",
         reference_free=False,
         force_use_ref_model=False,
         ref_model_init_kwargs=None,
     ),
-    **unsupported(
+    **unsupported_names(
         "Rows are mixed before: name files between commas in dataset.",
         dataset_mixer=None,
         dataset_mixture=None,
     ),
-    **unsupported("Write it into the rows, as a first message.", system_prompt=None),
-    **unsupported(
+    **unsupported_names("Write it into the rows, as a first message.", system_prompt=None),
+    **unsupported_names(
         "Prompts and answers have max_prompt_length and max_length.", max_target_length=None
     ),
-    **unsupported("AdamW is what there is.", adafactor=False),
-    **unsupported("They are adam_beta1 and adam_beta2.", betas=None, beta1=None, beta2=None),
-    **unsupported(
+    **unsupported_names("AdamW is what there is.", adafactor=False),
+    **unsupported_names("They are adam_beta1 and adam_beta2.", betas=None, beta1=None, beta2=None),
+    **unsupported_names(
         "A step's size is prompts_per_step.",
         train_batch_size=None,
         batch_size=None,
@@ -275,45 +275,45 @@ DIFFERENT: dict[str, Name] = {
         num_mini_batches=1,
         local_rollout_forward_batch_size=None,
     ),
-    **unsupported("float16 is not computed here: dtype is float32 or bfloat16.", fp16=False),
-    **unsupported(
+    **unsupported_names("float16 is not computed here: dtype is float32 or bfloat16.", fp16=False),
+    **unsupported_names(
         "AdamW is what there is, the same for every weight.",
         optim_args=None,
         optim_target_modules=None,
     ),
-    **unsupported(
+    **unsupported_names(
         "constant, linear and cosine have no parameters: the rate falls to 0 at max_steps.",
         lr_scheduler_kwargs=None,
     ),
-    **unsupported(
+    **unsupported_names(
         "Loss is on the tokens as they are: no smoothing, no noise.",
         label_smoothing_factor=0.0,
         neftune_noise_alpha=None,
     ),
-    **unsupported(
+    **unsupported_names(
         "The weights are in one piece on every device: use LoRA (use_peft) where they do not fit.",
         fsdp=None,
         fsdp_config=None,
         deepspeed=None,
     ),
-    **unsupported(
+    **unsupported_names(
         "Weights are not quantised: use LoRA (use_peft) and gradient_checkpointing for memory.",
         load_in_8bit=False,
         load_in_4bit=False,
     ),
-    **unsupported(
+    **unsupported_names(
         "The model is what its folder holds: no loading option changes it.",
         trust_remote_code=False,
         router_aux_loss_coef=None,
     ),
-    **unsupported(
+    **unsupported_names(
         "Adapters are plain LoRA on modules: lora_target_modules names them.",
         lora_target_parameters=None,
         lora_modules_to_save=None,
         use_rslora=False,
         use_dora=False,
     ),
-    **unsupported(
+    **unsupported_names(
         "Training samples are drawn at the temperature from the whole distribution: anything "
         "else makes every ratio wrong.",
         min_p=None,
@@ -321,14 +321,18 @@ DIFFERENT: dict[str, Name] = {
         repetition_penalty=1.0,
         vllm_structured_outputs_regex=None,
     ),
-    **unsupported("Edit the template, and give it as chat_template.", chat_template_kwargs=None),
-    **unsupported(
+    **unsupported_names(
+        "Edit the template, and give it as chat_template.", chat_template_kwargs=None
+    ),
+    **unsupported_names(
         "The tokenizer's own tokens are used: set them in the model's folder.",
         pad_token=None,
         eos_token=None,
     ),
-    **unsupported("The reference is the weights at step 0 (reference).", sync_ref_model=False),
-    **unsupported(
+    **unsupported_names(
+        "The reference is the weights at step 0 (reference).", sync_ref_model=False
+    ),
+    **unsupported_names(
         "Every trained token counts; epsilon, delta and mask_truncated_completions are the ways"
         " to leave some out.",
         top_entropy_quantile=1.0,
@@ -336,30 +340,30 @@ DIFFERENT: dict[str, Name] = {
         ld_alpha=None,
         use_weighting=False,
     ),
-    **unsupported("entropy_coef is fixed.", use_adaptive_entropy=False),
-    **unsupported(
+    **unsupported_names("entropy_coef is fixed.", use_adaptive_entropy=False),
+    **unsupported_names(
         "Turns of an environment are max_turns, with env.",
         max_tool_calling_iterations=None,
         environment_factory=None,
         tools=None,
     ),
-    **unsupported(
+    **unsupported_names(
         "Rows are not packed into blocks: prompts_per_step counts rows, and padding is not "
         "computed.",
         packing=False,
     ),
-    **unsupported(
+    **unsupported_names(
         "Advantages are not normalised over the batch in rloo: grpo with scale_rewards: batch "
         "does it.",
         normalize_advantages=False,
     ),
-    **unsupported(
+    **unsupported_names(
         "A reward is bounded by its own function; ppo has reward_clip.",
         reward_clip_range=None,
     ),
-    **unsupported("laurel train orpo and simpo are what there is of CPO.", alpha=0.0),
-    **unsupported("online_dpo is judged by rewards.", judge=None),
-    **unsupported(
+    **unsupported_names("laurel train orpo and simpo are what there is of CPO.", alpha=0.0),
+    **unsupported_names("online_dpo is judged by rewards.", judge=None),
+    **unsupported_names(
         "Advantages are always whitened in ppo; KL is estimated by kl_estimator.",
         whiten_rewards=False,
     ),

@@ -46,13 +46,13 @@ def describe_errors(problems: Sequence[Any], fields: Mapping[str, Any]) -> str:
         name = str(problem["loc"][0]) if problem["loc"] else ""
         kinds = get_args(fields[name].annotation) if name in fields else ()
         # where text or true|false is one of the types, pydantic adds the type: `resume.bool`
-        place = name if bool in kinds or str in kinds else dotted(problem)
+        place = name if bool in kinds or str in kinds else dotted_location(problem)
         wanted = found.setdefault(name, (f"option `{place}` = {problem['input']!r}:", []))[1]
         if (words := describe_error(problem)) not in wanted:
             wanted.append(words)
     return " ".join(f"{what} {', or '.join(wanted)}." for what, wanted in found.values())
 
 
-def dotted(problem: Mapping[str, Any]) -> str:
+def dotted_location(problem: Mapping[str, Any]) -> str:
     """Where the problem is: `sample.num_generations`."""
     return ".".join(str(part) for part in problem["loc"])

@@ -47,7 +47,7 @@ def question_of(row: Mapping[str, Any]) -> str:
     return question if isinstance(question, str) else ""
 
 
-def plain(answer: str) -> str:
+def bare_answer(answer: str) -> str:
     """The answer without thoughts, tags, white space around it and one final full stop."""
     return (
         visible_answer(answer).strip().removesuffix(".").rstrip() if isinstance(answer, str) else ""
@@ -59,7 +59,7 @@ def whole_number(answer: str) -> int | None:
 
     The usual spelling has no plus sign, leading zeros, commas or decimals.
     """
-    text = plain(answer)
+    text = bare_answer(answer)
     return int(text) if _WHOLE.fullmatch(text) else None
 
 
@@ -97,14 +97,14 @@ def verify_countdown(answer: str, row: Mapping[str, Any]) -> Result:
         )
     given, target = goal
     try:
-        tree = arithmetic.parse(plain(answer))
-        used = arithmetic.numbers(tree)
-        spare = _without(given, used)
+        tree = arithmetic.parse_expression(bare_answer(answer))
+        used = arithmetic.numbers_in_tree(tree)
+        spare = _remove_items(given, used)
         if spare is None:
             return Score(0.0, f"uses {used}, given were {sorted(given)}")
         if spare and re.search(r"\ball\b", question):
             return Score(0.0, f"leaves out {spare}")
-        result = arithmetic.value(tree)
+        result = arithmetic.evaluate_tree(tree)
     except arithmetic.NotArithmetic as error:
         return Score(0.0, f"not an answer: {error}")
     return (
@@ -159,10 +159,13 @@ def verify_simple_equations(answer: str, row: Mapping[str, Any]) -> Result:
     ):
         return Failed("the question does not end in an equation in the unknown that it names")
     try:
-        trees = [arithmetic.parse(side.strip().replace(unknown.group(1), "(1)")) for side in sides]
-        if unknown.group(1) not in equation and arithmetic.value(trees[0]) != arithmetic.value(
-            trees[1]
-        ):
+        trees = [
+            arithmetic.parse_expression(side.strip().replace(unknown.group(1), "(1)"))
+            for side in sides
+        ]
+        if unknown.group(1) not in equation and arithmetic.evaluate_tree(
+            trees[0]
+        ) != arithmetic.evaluate_tree(trees[1]):
             return Failed("the equation has no solution")
     except arithmetic.NotArithmetic as error:
         return Failed(f"the equation cannot be read: {error}")
@@ -203,7 +206,9 @@ def verify_number_sorting(answer: str, row: Mapping[str, Any]) -> Result:
         return Failed("the question does not name an order and a list of numbers")
     if len(answer) > 20 * len(question):
         return Score(0.0, "far too long")
-    items = _string_list(plain(answer)) if "['" in question else plain(answer).split(",")
+    items = (
+        _string_list(bare_answer(answer)) if "['" in question else bare_answer(answer).split(",")
+    )
     ordered = _decimals(items) if items is not None else None
     if ordered is None:
         return Score(0.0, f"not a list of numbers in the form asked for: {answer!r:.60}")
@@ -244,7 +249,7 @@ def _countdown_goal(question: str, metadata: Any) -> tuple[list[int], int] | Non
     )
 
 
-def _without(given: list[int], used: list[int]) -> list[int] | None:
+def _remove_items(given: list[int], used: list[int]) -> list[int] | None:
     """What is left of `given` when each of `used` is taken out once; None if one is not there."""
     left = list(given)
     for number in used:

@@ -24,7 +24,7 @@ class NotArithmetic(ValueError):
     """The text is not an expression of this kind, or has no value."""
 
 
-def parse(text: str) -> ast.expr:
+def parse_expression(text: str) -> ast.expr:
     """The syntax tree of an expression of at most 200 characters.
 
     Powers, whole division, names and decimals are NotArithmetic.
@@ -48,25 +48,25 @@ def parse(text: str) -> ast.expr:
     return tree
 
 
-def value(tree: ast.expr) -> Fraction:
+def evaluate_tree(tree: ast.expr) -> Fraction:
     """The exact value of a parsed expression; division by zero is NotArithmetic."""
     if isinstance(tree, ast.Constant):
         return Fraction(tree.value)  # type: ignore[arg-type]
     if isinstance(tree, ast.UnaryOp):
-        return -value(tree.operand)
+        return -evaluate_tree(tree.operand)
     if not isinstance(tree, ast.BinOp):
         raise NotArithmetic("not a well-formed expression")
-    left, right = value(tree.left), value(tree.right)
+    left, right = evaluate_tree(tree.left), evaluate_tree(tree.right)
     if isinstance(tree.op, ast.Div) and right == 0:
         raise NotArithmetic("division by zero")
     return _OPERATORS[type(tree.op)](left, right)
 
 
-def numbers(tree: ast.expr) -> list[int]:
+def numbers_in_tree(tree: ast.expr) -> list[int]:
     """The numbers written in an expression, smallest first, as often as they occur."""
     return sorted(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))  # type: ignore[misc]
 
 
 def evaluate(text: str) -> Fraction:
     """The exact value of an expression: evaluate("24/6 - 87 + 96") == 13. Raises NotArithmetic."""
-    return value(parse(text))
+    return evaluate_tree(parse_expression(text))

@@ -18,7 +18,7 @@ Watch = Callable[[Iterable[Row]], Iterable[Row]]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class WrongGold:
     """A row whose gold answer is not right: where it is, the answer, and what the verifier said."""
 
     where: str
@@ -34,13 +34,13 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class GoldCheck:
     """What `check_rows` found. right + len(wrong) + len(failed) == rows."""
 
     rows: int
     right: int
-    wrong: tuple[Finding, ...]
-    failed: tuple[Finding, ...]
+    wrong: tuple[WrongGold, ...]
+    failed: tuple[WrongGold, ...]
     duplicates: Duplicates
 
     @property
@@ -51,7 +51,7 @@ class Check:
 
 def check_rows(
     rows: Sequence[Row], verifier_for: Callable[[Row], Verifier], *, watch: Watch = iter
-) -> Check:
+) -> GoldCheck:
     """Score the gold answer of each (normalised) row with `verifier_for(row)`.
 
     Right is a score of at least 1. Failed counts failures, abstentions and rows without a gold
@@ -72,6 +72,6 @@ def check_rows(
             right += 1
         else:
             (wrong if isinstance(result, Score) else failed).append(
-                Finding(row.where, answer or "", result)
+                WrongGold(row.where, answer or "", result)
             )
-    return Check(len(rows), right, tuple(wrong), tuple(failed), duplicates(rows))
+    return GoldCheck(len(rows), right, tuple(wrong), tuple(failed), duplicates(rows))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from laurel.data.answer_layouts import Found, Layout, request
-from laurel.data.conversations import Columns, conversation, dialogue
+from laurel.data.conversations import Columns, as_conversation, as_dialogue
 
 Verdict = Callable[[Any], int | None]
 
@@ -57,7 +57,7 @@ def better_index(value: Any) -> int:
     return {0: 0, 1: 1}[value]
 
 
-def number(value: Any) -> int | None:
+def better_number(value: Any) -> int | None:
     """1 or 2 (0 or below, as AlpacaFarm's ties: none): the number of the better one."""
     return None if int(value) <= 0 else {1: 0, 2: 1}[int(value)]
 
@@ -70,7 +70,7 @@ def pair_by_other_names(columns: Columns) -> Found | None:
     elif (
         isinstance(columns.get("messages"), list) and columns["messages"]
     ):  # LLaMA-Factory: the conversation, and two ways on
-        turns, ways = columns["messages"], [conversation(columns[name]) for name in names]
+        turns, ways = columns["messages"], [as_conversation(columns[name]) for name in names]
         last = turns[-1].get("role") if isinstance(turns[-1], dict) else ""
         begin = [
             way[0].get("role")
@@ -84,7 +84,7 @@ def pair_by_other_names(columns: Columns) -> Found | None:
         asked = request(columns)
     if asked is None:
         return None
-    sides = [conversation(columns[name]) for name in names]
+    sides = [as_conversation(columns[name]) for name in names]
     return {**asked[0], "chosen": sides[0], "rejected": sides[1]}, (*asked[1], *names)
 
 
@@ -95,12 +95,12 @@ def openai_preference(columns: Columns) -> Found | None:
     asked = columns["input"]
     if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
         return None
-    ours = {"prompt": conversation(asked["messages"])}
+    ours = {"prompt": as_conversation(asked["messages"])}
     if asked.get("tools") and "tools" not in columns:
         ours["tools"] = asked["tools"]
     sides = (
-        conversation(columns["preferred_output"]),
-        conversation(columns["non_preferred_output"]),
+        as_conversation(columns["preferred_output"]),
+        as_conversation(columns["non_preferred_output"]),
     )
     return {**ours, "chosen": sides[0], "rejected": sides[1]}, (
         "input",
@@ -151,8 +151,8 @@ def arena(columns: Columns) -> Found | None:
 
     They are cut where they part.
     """
-    first = conversation(columns["conversation_a"])
-    second = conversation(columns["conversation_b"])
+    first = as_conversation(columns["conversation_a"])
+    second = as_conversation(columns["conversation_b"])
     better = {"model_a": 0, "model_b": 1}.get(columns["winner"])
     if better is None and not str(columns["winner"]).startswith("tie"):
         return None
@@ -170,7 +170,7 @@ def ultrafeedback(columns: Columns) -> Found | None:
     ):
         return None
     asked = request(columns)
-    ranks = ranked([rating(one) for one in completions])
+    ranks = ranks_from_ratings([overall_rating(one) for one in completions])
     responses = [one["response"] for one in completions]
     return asked and (
         {**asked[0], "responses": responses, "ranks": ranks},
@@ -178,7 +178,7 @@ def ultrafeedback(columns: Columns) -> Found | None:
     )
 
 
-def generations(columns: Columns) -> Found | None:
+def rated_generations(columns: Columns) -> Found | None:
     """distilabel's lists of generations with a list of ratings."""
     name = "rating" if "rating" in columns else "ratings"
     texts, scores = columns["generations"], columns.get(name)
@@ -190,7 +190,7 @@ def generations(columns: Columns) -> Found | None:
         or len(texts) != len(scores)
     ):
         return None
-    return {**asked[0], "responses": texts, "ranks": ranked(scores)}, (
+    return {**asked[0], "responses": texts, "ranks": ranks_from_ratings(scores)}, (
         *asked[1],
         "generations",
         name,
@@ -206,7 +206,7 @@ def nectar(columns: Columns) -> Found | None:
         isinstance(one, dict) and {"answer", "rank"} <= one.keys() for one in replies
     ):
         return None
-    turns = dialogue(columns["prompt"])
+    turns = as_dialogue(columns["prompt"])
     if turns and turns[-1] == {"role": "assistant", "content": ""}:
         turns = turns[:-1]
     texts: list[Any] = [one["answer"] for one in replies]
@@ -220,7 +220,7 @@ def nectar(columns: Columns) -> Found | None:
     return ours, ("prompt", "answers")
 
 
-def rating(one: Mapping[str, Any]) -> float | None:
+def overall_rating(one: Mapping[str, Any]) -> float | None:
     """The overall score of an answer, else the fine-grained one, else the mean of its annotations'
     ratings.
     """
@@ -246,7 +246,7 @@ def as_number(value: Any) -> float | None:
     return found if math.isfinite(found) and not isinstance(value, bool) else None
 
 
-def ranked(scores: Sequence[Any]) -> list[int | None]:
+def ranks_from_ratings(scores: Sequence[Any]) -> list[int | None]:
     """Ranks from ratings: the highest is 1, equal ones are equal, one without a number has none."""
     known = [as_number(score) for score in scores]
     order = sorted({score for score in known if score is not None}, reverse=True)
@@ -296,13 +296,13 @@ COMPARED: Sequence[Layout] = (
     Layout(
         "AlpacaFarm",
         ("instruction", "output_1", "output_2", "preference"),
-        pair_by_verdict("", "output_1", "output_2", "preference", number),
+        pair_by_verdict("", "output_1", "output_2", "preference", better_number),
         ("prompt",),
     ),
     Layout(
         "LLMBar",
         ("input", "output_1", "output_2", "label"),
-        pair_by_verdict("input", "output_1", "output_2", "label", number),
+        pair_by_verdict("input", "output_1", "output_2", "label", better_number),
         ("prompt",),
     ),
     Layout(
@@ -324,7 +324,7 @@ COMPARED: Sequence[Layout] = (
     Layout(
         "distilabel",
         ("instruction", "generations"),
-        generations,
+        rated_generations,
         ("prompt", "chosen", "chosen_response"),
     ),
     Layout("Nectar", ("prompt", "answers"), nectar, ("responses", "chosen")),

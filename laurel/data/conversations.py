@@ -36,7 +36,7 @@ EXCHANGES = (  # how files call the two sides of one exchange
 _TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")
 
 
-def message(turn: Any) -> Any:
+def as_message(turn: Any) -> Any:
     """One turn as {role, content} and what else it holds (weights, names, tool calls).
 
     What is no turn comes back as it is.
@@ -50,7 +50,7 @@ def message(turn: Any) -> Any:
         return turn
     rest = {key: value for key, value in turn.items() if key not in (role_key, content_key)}
     role, content = turn[role_key], content_of(turn[content_key])
-    if role == "function_call" and (calls := tool_calls(content)):
+    if role == "function_call" and (calls := parse_tool_calls(content)):
         return {"role": "assistant", "content": "", "tool_calls": calls, **rest}
     if content is None and (rest.get("tool_calls") or rest.get("function_call")):
         content = ""  # a call of a tool needs no words
@@ -66,12 +66,12 @@ def content_of(value: Any) -> Any:
 
     Any other value, and parts that are no text, as they are.
     """
-    if not isinstance(value, list) or not value or any(other_part(part) for part in value):
+    if not isinstance(value, list) or not value or any(non_text_type(part) for part in value):
         return value
     return "".join(part["text"] for part in value)
 
 
-def other_part(part: Any) -> str:
+def non_text_type(part: Any) -> str:
     """What a part of a content is, if it is no text: `image_url`, ...; empty for text."""
     if not isinstance(part, Mapping):
         return f"a {type(part).__name__}"
@@ -79,7 +79,7 @@ def other_part(part: Any) -> str:
     return "" if kind in TEXT_PARTS and isinstance(part.get("text"), str) else kind
 
 
-def tool_calls(text: Any) -> list[Columns] | None:
+def parse_tool_calls(text: Any) -> list[Columns] | None:
     """The calls in the JSON text of ShareGPT's turns of `function_call`, in OpenAI's form."""
     try:
         parsed = json.loads(text)
@@ -93,24 +93,24 @@ def tool_calls(text: Any) -> list[Columns] | None:
     return [{"type": "function", "function": call} for call in calls]
 
 
-def conversation(value: Any) -> Any:
+def as_conversation(value: Any) -> Any:
     """A list of turns, of exchanges or the JSON (or Python) text of such a list, as messages.
 
     Anything else as it is.
     """
     if isinstance(value, str):
-        value = written_out(value)
-    if isinstance(value, Mapping) and {"role", "content"} <= (one := message(value)).keys():
+        value = parse_written_list(value)
+    if isinstance(value, Mapping) and {"role", "content"} <= (one := as_message(value)).keys():
         return [one]
     if not isinstance(value, list):
         return value
-    exchanges = [exchange(item) for item in value]
+    exchanges = [exchange_messages(item) for item in value]
     if value and all(exchanges):
         return [turn for pair in exchanges if pair for turn in pair]
-    return [message(turn) for turn in value]
+    return [as_message(turn) for turn in value]
 
 
-def in_turn(texts: Sequence[str]) -> list[Columns]:
+def alternate_turns(texts: Sequence[str]) -> list[Columns]:
     """Texts of the user and the assistant, who take turns."""
     return [
         {"role": ("user", "assistant")[number % 2], "content": text}
@@ -118,7 +118,7 @@ def in_turn(texts: Sequence[str]) -> list[Columns]:
     ]
 
 
-def exchange(item: Any) -> list[Columns] | None:
+def exchange_messages(item: Any) -> list[Columns] | None:
     """One exchange, {"input": ..., "output": ...} or the like, as two messages.
 
     What else it holds stays with the answer.
@@ -139,7 +139,7 @@ def exchange(item: Any) -> list[Columns] | None:
     return None
 
 
-def written_out(value: Any) -> Any:
+def parse_written_list(value: Any) -> Any:
     """The list of turns that a cell of a table holds as text, in JSON or as Python prints it.
 
     Any other value as it is.
@@ -162,20 +162,20 @@ def written_out(value: Any) -> Any:
     return value
 
 
-def earlier(value: Any) -> list[Columns] | None:
+def history_messages(value: Any) -> list[Columns] | None:
     """A column `history` as messages; None for what cannot be read so.
 
     It holds pairs [asked, said], exchanges, turns, or texts in turn.
     """
-    value = written_out(value)
+    value = parse_written_list(value)
     if not isinstance(value, list):
-        said = dialogue(value)
+        said = as_dialogue(value)
         return said if said and said[-1]["role"] == "assistant" else None
     if value and all(isinstance(item, str) for item in value) and len(value) % 2 == 0:
-        return in_turn(value)
+        return alternate_turns(value)
     if all(_is_pair(item) for item in value):
-        return in_turn([text for pair in value for text in pair])
-    turns = conversation(value)
+        return alternate_turns([text for pair in value for text in pair])
+    turns = as_conversation(value)
     return (
         turns
         if all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns)
@@ -183,13 +183,13 @@ def earlier(value: Any) -> list[Columns] | None:
     )
 
 
-def dialogue(value: Any) -> list[Columns] | None:
+def as_dialogue(value: Any) -> list[Columns] | None:
     """A dialogue as messages; None for anything else.
 
     It is a list of messages, or text in turns of "Human:" and "Assistant:".
     """
     if isinstance(value, list):
-        turns = conversation(value)
+        turns = as_conversation(value)
         return turns if all(isinstance(turn, dict) for turn in turns) else None
     if not isinstance(value, str) or not value.startswith("\n\nHuman:"):
         return None

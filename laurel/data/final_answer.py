@@ -45,7 +45,7 @@ _ASIDE = re.compile(
 )
 
 
-def boxed(text: str) -> list[str]:
+def boxed_contents(text: str) -> list[str]:
     r"""The contents of every outermost \boxed{...} (and \fbox), in order.
 
     Unclosed ones are left out. Linear in the text.

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from laurel.core.errors import UsageError
 from laurel.data.confidence import LABEL_COLUMNS, PAIR_COLUMNS, RANGES, WEIGHT
-from laurel.data.conversations import ROLES, other_part
+from laurel.data.conversations import ROLES, non_text_type
 from laurel.data.layouts import PREFACES, SIDES, as_messages, our_columns
 from laurel.data.read import kind_of
 from laurel.data.row_errors import combined_error, source_of
@@ -76,12 +76,14 @@ OTHER_NAMES = {
 }
 
 
-def detect(columns: Mapping[str, Any]) -> Format | None:
+def detect_format(columns: Mapping[str, Any]) -> Format | None:
     """The format of a row by the names of its columns (None: no format of ours).
 
     Columns without content count where no others do.
     """
-    filled = [form for form in FORMATS if all(_filled(columns, field) for field in form.required)]
+    filled = [
+        form for form in FORMATS if all(_is_filled(columns, field) for field in form.required)
+    ]
     for form in filled or FORMATS:
         if all(field in columns for field in form.required):
             return replace(
@@ -98,7 +100,7 @@ def normalise(row: Row) -> Row:
     Idempotent; `where` and `id` stay. A row that fits no format, or a field of a wrong kind, is a
     UsageError that names the place, the field, what was expected and what was found.
     """
-    return _checked(map_layout(row), row)
+    return _checked_row(map_layout(row), row)
 
 
 def normalise_all(rows: Sequence[Row], faults: Sequence[UsageError] = ()) -> list[Row]:
@@ -106,7 +108,9 @@ def normalise_all(rows: Sequence[Row], faults: Sequence[UsageError] = ()) -> lis
 
     Else one error names those that do not fit, and the earlier `faults`.
     """
-    return _each(rows, _all_conversations([map_layout(row) for row in rows]), _checked, faults)
+    return _apply_to_rows(
+        rows, _all_conversations([map_layout(row) for row in rows]), _checked_row, faults
+    )
 
 
 def rows_fit_for(
@@ -140,7 +144,7 @@ def rows_fit_for(
             )
             what = (
                 f"{by or use} needs {wanted}; this row has"
-                f" {_listed({**row.columns, **_nulls(given.columns)})}."
+                f" {_list_columns({**row.columns, **_nulls(given.columns)})}."
             )
             raise UsageError(what, where=row.where, fix=_remedy(row.columns, USES[use]))
         also = [name for name in WEIGHED.get(use, ()) if name in row.columns]
@@ -148,12 +152,12 @@ def rows_fit_for(
         missing = [name for name in columns if name not in row.columns]
         if missing:
             raise UsageError(
-                f"column `{missing[0]}` is missing; this row has {_listed(row.columns)}.",
+                f"column `{missing[0]}` is missing; this row has {_list_columns(row.columns)}.",
                 where=row.where,
             )
         return row
 
-    return _each(rows, _all_conversations([map_layout(row) for row in rows]), fit, faults)
+    return _apply_to_rows(rows, _all_conversations([map_layout(row) for row in rows]), fit, faults)
 
 
 def fields_for(columns: Mapping[str, Any], use: str) -> tuple[str, ...] | None:
@@ -162,11 +166,11 @@ def fields_for(columns: Mapping[str, Any], use: str) -> tuple[str, ...] | None:
     Of its choices that are all there, with content if any are, the one of most fields.
     """
     there = [choice for choice in USES[use] if all(field in columns for field in choice)]
-    filled = [choice for choice in there if all(_filled(columns, field) for field in choice)]
+    filled = [choice for choice in there if all(_is_filled(columns, field) for field in choice)]
     return max(filled or there, key=len, default=None)
 
 
-def unused(rows: Sequence[Row], use: str | None = None) -> list[str]:
+def unused_columns(rows: Sequence[Row], use: str | None = None) -> list[str]:
     """The columns of (normalised) rows that hold something and that nothing reads.
 
     Reading is what `use` does, or without one the row's format.
@@ -176,7 +180,7 @@ def unused(rows: Sequence[Row], use: str | None = None) -> list[str]:
     left: dict[str, int] = {}
     counts: dict[str, int] = {}
     for row in rows:
-        form = detect(row.columns)
+        form = detect_format(row.columns)
         fields = (
             fields_for(row.columns, use)
             if use
@@ -218,7 +222,7 @@ def _all_conversations(rows: list[Row]) -> list[Row]:
     return [replace(row, columns=as_messages(row.columns)) for row in rows]
 
 
-def _each(
+def _apply_to_rows(
     given: Sequence[Row],
     rows: Sequence[Row],
     fit: Callable[[Row, Row], Row],
@@ -236,13 +240,12 @@ def _each(
     return ready
 
 
-def _checked(row: Row, given: Row) -> Row:
+def _checked_row(row: Row, given: Row) -> Row:
     """A mapped row whose format's fields are all right."""
-    form = detect(row.columns)
+    form = detect_format(row.columns)
     if form is None:
-        what = (
-            f"no known format: the columns are {_listed({**row.columns, **_nulls(given.columns)})}."
-        )
+        listed = _list_columns({**row.columns, **_nulls(given.columns)})
+        what = f"no known format: the columns are {listed}."
         fix = next(
             filter(
                 None, (_renaming(row.columns, USES[use]) for use in ("sft", "preference", "label"))
@@ -279,7 +282,7 @@ def _best_and_worst(row: Row) -> Row:
     """
     columns = row.columns
     if "chosen" in columns or not all(
-        _filled(columns, field) for field in ("prompt", "responses", "ranks")
+        _is_filled(columns, field) for field in ("prompt", "responses", "ranks")
     ):
         return row
     for field in ("responses", "ranks"):
@@ -389,7 +392,7 @@ def _message_trouble(turn: Any) -> str:
     if turn["role"] not in ROLES:
         return f"has the role {turn['role']!r}; known: {', '.join(ROLES)}"
     content = turn["content"]
-    other = next(filter(None, map(other_part, content)), "") if isinstance(content, list) else ""
+    other = next(filter(None, map(non_text_type, content)), "") if isinstance(content, list) else ""
     if other:
         return f"has a part of type `{other}` in its content; only text is read"
     return "" if _text(content) else f"has as content {kind_of(content)}, not text"
@@ -447,7 +450,7 @@ REPLIES = frozenset(
 NEVER_EMPTY = ("prompt", "messages", "text", "completions", "labels", "responses", "ranks")
 
 
-def _filled(columns: Mapping[str, Any], field: str) -> bool:
+def _is_filled(columns: Mapping[str, Any], field: str) -> bool:
     """Is the field there, and not an empty text or list where nothing could be made of one?"""
     value = columns.get(field)
     if field == "label" and isinstance(value, int | float) and value not in (0, 1):
@@ -459,7 +462,7 @@ def _nulls(columns: Mapping[str, Any]) -> dict[str, None]:
     return {name: None for name, value in columns.items() if value is None}
 
 
-def _listed(columns: Mapping[str, Any]) -> str:
+def _list_columns(columns: Mapping[str, Any]) -> str:
     return (
         ", ".join(
             f"`{name}`{' (null)' if value is None else ''}" for name, value in columns.items()

@@ -11,9 +11,9 @@ from typing import Any
 
 from laurel.core.result import Failed, Result, Score
 from laurel.data.answers import question_of
-from laurel.data.final_answer import boxed, stated_answer, without_contrast
+from laurel.data.final_answer import boxed_contents, stated_answer, without_contrast
 from laurel.data.non_answers import without_question
-from laurel.data.numbers import ATOM, Quantity, read, same_quantity, value
+from laurel.data.numbers import ATOM, Quantity, exact_quantity, read_last_number, same_quantity
 from laurel.data.plain_text import to_plain_text
 from laurel.data.strip_thinking import visible_answer
 
@@ -72,19 +72,19 @@ def final_quantity(answer: str, question: str = "") -> tuple[Quantity | None, st
         return None, f"not a text of at most {LONGEST} characters"
     answer = without_question(visible_answer(answer), question)
     marked = [(text, False) for text in _MARKED.findall(answer)] + [
-        (text, True) for text in boxed(answer)
+        (text, True) for text in boxed_contents(answer)
     ]
     if not marked and "####" in answer:
         marked = [(answer.rpartition("####")[2], False)]
     if marked:
-        found = [read(text, formula=formula).quantity for text, formula in marked]
+        found = [read_last_number(text, formula=formula).quantity for text, formula in marked]
         if found[0] is None or any(
             other is None or not same_quantity(other, found[0]) for other in found
         ):
             return None, "what is marked as the answer is not one number"
         return found[0], ""
     stated = stated_answer(answer)
-    reading = read(without_contrast(stated or answer))
+    reading = read_last_number(without_contrast(stated or answer))
     if reading.quantity is None:
         return None, TROUBLES[reading.trouble]
     if (
@@ -106,7 +106,7 @@ def numbers_in(text: str) -> list[Fraction | None]:
     A minus sign after a digit, letter or bracket is subtraction: "16-3" holds 16 and 3.
     """
     found = (
-        value(atom)
+        exact_quantity(atom)
         for atom in ATOM.finditer(to_plain_text(text))
         if atom["whole"] is not None or atom["part"] is not None
     )
@@ -129,7 +129,7 @@ def _gold(row: Mapping[str, Any]) -> Quantity | None:
 def _whole(text: str) -> Quantity | None:
     found = ATOM.fullmatch(to_plain_text(text).strip().removesuffix(".").strip("$ "))
     return (
-        value(found)
+        exact_quantity(found)
         if found and (found["whole"] is not None or found["part"] is not None)
         else None
     )

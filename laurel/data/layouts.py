@@ -15,12 +15,12 @@ from laurel.data.answer_layouts import ANSWERED, SINGLE, Layout
 from laurel.data.comparison_layouts import COMPARED
 from laurel.data.conversations import (
     Columns,
+    alternate_turns,
+    as_conversation,
+    as_dialogue,
+    as_message,
     content_of,
-    conversation,
-    dialogue,
-    earlier,
-    in_turn,
-    message,
+    history_messages,
     same_texts,
 )
 
@@ -43,13 +43,13 @@ def our_columns(columns: Columns) -> tuple[Columns, frozenset[str]]:
     columns, read = source, set()
     for step in (
         sharegpt,
-        known_shape,
+        map_known_layout,
         turns,
         split_shared_prompt,
         with_system_and_history,
         answers_as_turns,
         with_tools,
-        labelled,
+        label_as_boolean,
     ):
         columns, names = step(columns)
         read.update(names)
@@ -64,7 +64,7 @@ def sharegpt(columns: Columns) -> tuple[Columns, Sequence[str]]:
         (
             name
             for name in CONVERSATIONS
-            if name in columns and isinstance(conversation(columns[name]), list)
+            if name in columns and isinstance(as_conversation(columns[name]), list)
         ),
         None,
     )
@@ -75,28 +75,28 @@ def sharegpt(columns: Columns) -> tuple[Columns, Sequence[str]]:
         or {"prompt", "chosen", "rejected"} <= columns.keys()
     ):
         return columns, ()
-    value = conversation(columns[name])
+    value = as_conversation(columns[name])
     if value and all(isinstance(turn, str) for turn in value):  # LIMA's lists of texts
-        value = in_turn(value)
+        value = alternate_turns(value)
     return {
         ("messages" if key == name else key): (value if key == name else held)
         for key, held in columns.items()
     }, (name,)
 
 
-def known_shape(columns: Columns) -> tuple[Columns, Sequence[str]]:
+def map_known_layout(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """What the first shape that fits reads.
 
     Its columns stand in front, so that ours are seen first.
     """
-    for shape in candidates(frozenset(columns)):
+    for shape in candidate_layouts(frozenset(columns)):
         if found := shape.make(columns):
             return {**found[0], **columns, **found[0]}, found[1]
     return columns, ()
 
 
 @lru_cache(maxsize=256)
-def candidates(names: frozenset[str]) -> tuple[Layout, ...]:
+def candidate_layouts(names: frozenset[str]) -> tuple[Layout, ...]:
     """The shapes that a row with these columns may have, in order: the same for all rows of most
     files.
     """
@@ -107,10 +107,11 @@ def turns(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """Every list of turns as messages: speakers in our words, contents in parts joined, nulls (as
     Parquet fills them in) gone.
     """
-    changed = {name: conversation(columns[name]) for name in SPOKEN if name in columns}
+    changed = {name: as_conversation(columns[name]) for name in SPOKEN if name in columns}
     if isinstance(columns.get("responses"), list):
         changed["responses"] = [
-            conversation(item) if isinstance(item, list) else item for item in columns["responses"]
+            as_conversation(item) if isinstance(item, list) else item
+            for item in columns["responses"]
         ]
     return {**columns, **changed}, ()
 
@@ -126,7 +127,7 @@ def split_shared_prompt(columns: Columns) -> tuple[Columns, Sequence[str]]:
     what they begin with.
     """
     if {"chosen", "rejected"} <= columns.keys():
-        chosen, rejected = dialogue(columns["chosen"]), dialogue(columns["rejected"])
+        chosen, rejected = as_dialogue(columns["chosen"]), as_dialogue(columns["rejected"])
         common = shared_turns(chosen, rejected, columns.get("prompt")) if chosen and rejected else 0
         if (
             chosen
@@ -195,7 +196,7 @@ def with_system_and_history(columns: Columns) -> tuple[Columns, Sequence[str]]:
     name = next((name for name in SYSTEM if isinstance(content_of(columns.get(name)), str)), None)
     system = content_of(columns[name]) if name else ""
     front = [{"role": "system", "content": system}] if system.strip() else []
-    past = earlier(columns["history"]) if "history" in columns else None
+    past = history_messages(columns["history"]) if "history" in columns else None
     changed: Columns = {}
     read: set[str] = set()
     for field in ("prompt", "messages"):
@@ -268,11 +269,11 @@ def as_messages(columns: Columns) -> Columns:
     if not isinstance(columns.get("prompt"), str) or not columns["prompt"]:
         return columns
     return answers_as_turns(
-        {**columns, "prompt": [message({"role": "user", "content": columns["prompt"]})]}
+        {**columns, "prompt": [as_message({"role": "user", "content": columns["prompt"]})]}
     )[0]
 
 
-def labelled(columns: Columns) -> tuple[Columns, Sequence[str]]:
+def label_as_boolean(columns: Columns) -> tuple[Columns, Sequence[str]]:
     """A `label` of 0 or 1 of one answer as false or true."""
     label = columns.get("label")
     if (
@@ -286,7 +287,7 @@ def labelled(columns: Columns) -> tuple[Columns, Sequence[str]]:
 
 def both_whole_dialogues(columns: Columns) -> bool:
     """Do `chosen` and `rejected` both hold a dialogue from its beginning?"""
-    sides = [conversation(columns.get(name)) for name in ("chosen", "rejected")]
+    sides = [as_conversation(columns.get(name)) for name in ("chosen", "rejected")]
     return all(
         isinstance(side, list) and side and _role(side[0]) not in ("assistant", "")
         for side in sides

@@ -34,7 +34,7 @@ def without_question(answer: str, question: str) -> str:
     return re.sub(r"\s+".join(map(re.escape, words)), " ", answer)
 
 
-def undecided(between: str, *, equal: bool) -> bool:
+def is_undecided(between: str, *, equal: bool) -> bool:
     """Do the last two numbers of a text, with `between` between them, leave open which is the
     answer?
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from laurel.data.non_answers import undecided
+from laurel.data.non_answers import is_undecided
 from laurel.data.plain_text import THIN, to_plain_text
 from laurel.data.units import PATTERN, Unit, unit_of
 
@@ -102,7 +102,7 @@ class Reading:
     trouble: Trouble = ""
 
 
-def read(text: str, *, formula: bool = False) -> Reading:
+def read_last_number(text: str, *, formula: bool = False) -> Reading:
     """The last number of a text, where nothing around it makes it a part of something larger and no
     other one stands beside it.
 
@@ -121,20 +121,22 @@ def read(text: str, *, formula: bool = False) -> Reading:
     if not atoms:
         return Reading(None, "expression" if re.search(r"[\\√π∞^=]", text) else "nothing")
     last = atoms[-1]
-    quantity = value(last)
+    quantity = exact_quantity(last)
     if len(atoms) > 1:
         before = atoms[-2]
         between = text[before.end() : _first_digit(last)]
-        first = value(before)
+        first = exact_quantity(before)
         equal = first is not None and quantity is not None and first.value == quantity.value
-        if undecided(between, equal=equal) or _joined(between, equal, text[: before.start()]):
+        if is_undecided(between, equal=equal) or _are_joined(
+            between, equal, text[: before.start()]
+        ):
             return Reading(None, "several")
-    if _part_of_more(text, last, formula):
+    if _is_part_of_larger(text, last, formula):
         return Reading(None, "expression")
     return Reading(quantity, "" if quantity else "absurd")
 
 
-def value(atom: re.Match[str]) -> Quantity | None:
+def exact_quantity(atom: re.Match[str]) -> Quantity | None:
     """The exact quantity of one match of ATOM, or None where it is absurd.
 
     Absurd: over 100 digits, an exponent over 300, a zero denominator, a digit that its base does
@@ -198,7 +200,7 @@ def _first_digit(atom: re.Match[str]) -> int:
     return atom.start("whole") if atom["whole"] is not None else atom.start("part")
 
 
-def _joined(between: str, equal: bool, before: str) -> bool:
+def _are_joined(between: str, equal: bool, before: str) -> bool:
     """Two numbers of one expression or list in words: "5 choose 3", "x = 2 and y = 3"."""
     if not equal and len(between) < 60:
         if _WORD_JOINT.fullmatch(between):
@@ -209,7 +211,7 @@ def _joined(between: str, equal: bool, before: str) -> bool:
     return False
 
 
-def _part_of_more(text: str, atom: re.Match[str], formula: bool) -> bool:
+def _is_part_of_larger(text: str, atom: re.Match[str], formula: bool) -> bool:
     """Does what stands around the number belong to it?
 
     An operator, a letter, a root, an open bracket with a comma.

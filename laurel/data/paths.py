@@ -41,11 +41,11 @@ def files_of(name: str, split: str = "train") -> list[Place]:
         return files_in(path, split)
     if path.exists() or not (is_list(name) or is_pattern(name)):
         return [(path, path.name)]
-    found = [place for part in parts_of(name) for place in _part(part, split)]
+    found = [place for part in split_names(name) for place in _part(part, split)]
     return _with_distinct_names(found)
 
 
-def parts_of(name: str) -> list[str]:
+def split_names(name: str) -> list[str]:
     """The names in a list `a.jsonl,b.jsonl`; a name that is a file, comma and all, is one."""
     return [part.strip() for part in name.split(",") if part.strip()] if is_list(name) else [name]
 
@@ -54,7 +54,7 @@ def is_list(name: str) -> bool:
     """True for names of files between commas."""
     if "," not in name or Path(name).expanduser().exists():
         return False
-    return all(is_place(part.strip()) for part in name.split(",") if part.strip())
+    return all(is_path(part.strip()) for part in name.split(",") if part.strip())
 
 
 def is_pattern(name: str) -> bool:
@@ -62,7 +62,7 @@ def is_pattern(name: str) -> bool:
     return any(letter in name for letter in "*?[") and not Path(name).expanduser().exists()
 
 
-def is_place(name: str) -> bool:
+def is_path(name: str) -> bool:
     """True for what can only be a path: it is there, ends as a data file does, is a pattern, or
     begins as paths do.
     """
@@ -160,7 +160,7 @@ def _one_set(chosen: Sequence[Path], folder: Path, split: str) -> None:
         raise UsageError(
             what, where=str(folder), fix=f"Name one, or a pattern: {folder}/*{kinds[0]}"
         )
-    homes = {_home(path.relative_to(folder)) for path in chosen}
+    homes = {_set_folder(path.relative_to(folder)) for path in chosen}
     if len(homes) > 1:
         what = f"it holds several sets: {', '.join(sorted(str(home) for home in homes))}."
         raise UsageError(
@@ -168,7 +168,7 @@ def _one_set(chosen: Sequence[Path], folder: Path, split: str) -> None:
         )
 
 
-def _home(path: Path) -> Path:
+def _set_folder(path: Path) -> Path:
     """The folder of a file without those that only say `data` or the split."""
     kept = [part for part in path.parent.parts if part != "data" and not split_of(Path(part))]
     return Path(*kept) if kept else Path(".")
@@ -228,4 +228,4 @@ def _names(paths: Sequence[Path], folder: Path) -> str:
 
 def has_splits(name: str) -> bool:
     """True where a split says which files are meant: a folder, or a list with one."""
-    return any(Path(part).expanduser().is_dir() for part in parts_of(name))
+    return any(Path(part).expanduser().is_dir() for part in split_names(name))

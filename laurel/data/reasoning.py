@@ -31,7 +31,7 @@ def gym_rows(name: str, seed: int, size: int) -> list[dict[str, Any]]:
     seeds far apart.
     """
     rows = []
-    for entry in gym(name, seed=seed, size=size):
+    for entry in load_gym_task(name, seed=seed, size=size):
         answer = entry.get("answer")
         known = {"completion": answer} if isinstance(answer, str) else {}
         held = {
@@ -44,7 +44,7 @@ def gym_rows(name: str, seed: int, size: int) -> list[dict[str, Any]]:
     return rows
 
 
-def gym(name: str, **more: Any) -> Any:
+def load_gym_task(name: str, **more: Any) -> Any:
     """reasoning-gym's data set of a name, whose scorer judges answers.
 
     No such task or parameter is a UsageError.
@@ -64,7 +64,7 @@ def gym(name: str, **more: Any) -> Any:
     known = [
         field.name for field in fields(DATASETS[task][1]) if field.name not in ("seed", "size")
     ]
-    given = dict(parameter(pair, name) for pair in filter(None, text.split(",")))
+    given = dict(parse_parameter(pair, name) for pair in filter(None, text.split(",")))
     for option in given:
         if option not in known:
             raise UsageError(
@@ -81,7 +81,7 @@ def gym(name: str, **more: Any) -> Any:
         ) from None
 
 
-def parameter(pair: str, name: str) -> tuple[str, Any]:
+def parse_parameter(pair: str, name: str) -> tuple[str, Any]:
     """`parameter=value`; the value as JSON, or as text where it is none."""
     key, equals, value = pair.partition("=")
     if not equals or not key.strip():

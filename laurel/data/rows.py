@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from laurel.core.errors import UsageError
-from laurel.data.formats import normalise_all, rows_fit_for, unused
+from laurel.data.formats import normalise_all, rows_fit_for, unused_columns
 from laurel.data.source import Row, load_rows
 
 
@@ -50,7 +50,7 @@ def columns_note(
     accepts: which of some columns the rewards (or the environment) are given; None where nobody is
     given any.
     """
-    left = unused(rows, use)
+    left = unused_columns(rows, use)
     names = {name: name.partition(" (")[0] for name in left}
     seen = set(accepts(set(names.values()))) if accepts else set()
     unread = [name for name in left if names[name] not in seen]

@@ -15,7 +15,7 @@ from typing import Any
 
 from laurel.core.bound_objects import bound_object, refuse_unbound
 from laurel.core.errors import UsageError
-from laurel.data.paths import files_of, is_list, is_place
+from laurel.data.paths import files_of, is_list, is_path
 from laurel.data.read import missing_file, read_records, suffix_of
 from laurel.data.row_errors import combined_error
 from laurel.data.tasks import TASKS, generate_task, is_task
@@ -156,7 +156,7 @@ def is_file_name(name: str) -> bool:
         raise UsageError(
             "the dataset has no name.", fix="Give a file, a generated task or a hub name."
         )
-    if is_place(name) or is_list(name):
+    if is_path(name) or is_list(name):
         return True
     if name.count("/") > 1 or "\\" in name or suffix_of(path)[1]:
         raise missing_file(path)

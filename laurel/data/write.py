@@ -112,7 +112,7 @@ def _parquet(rows: Sequence[Row]) -> bytes:
     for column in columns_of(rows):
         values = [row.columns.get(column) for row in rows]
         there = [column in row.columns for row in rows]
-        native = _native(values, there)
+        native = _is_native_parquet(values, there)
         if not native:  # mixed or nested values: JSON text, marked as such in the file's schema
             dumped = (
                 _dump(value, f"{row.where}: {column}")
@@ -139,7 +139,7 @@ def _parquet(rows: Sequence[Row]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _native(values: list[Any], there: list[bool]) -> bool:
+def _is_native_parquet(values: list[Any], there: list[bool]) -> bool:
     """True if Parquet's own types hold the column without loss: one scalar type, or lists of plain
     messages.
     """

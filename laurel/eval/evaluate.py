@@ -70,7 +70,7 @@ def evaluate(
     Of samples: pass@k, majority@k, `sampled/reward`, `sampled/distinct` (share of different
     completions), and with a reference `sampled/kl`, nats per completion.
     """
-    ks = figures_at(config)
+    ks = pass_at_ks(config)
     greedy = sample_and_score(policy, rows, mixture, config, count=1, temperature=0.0, watch=watch)
     right = [is_right(group.rewards[0]) for group in greedy]
     figures = {"accuracy": wilson(sum(right), len(right)), **mean_reward("reward", greedy)}
@@ -85,14 +85,14 @@ def evaluate(
             temperature=config.temperature,
             watch=watch,
         )
-        figures |= of_samples(sampled, ks)
+        figures |= sample_figures(sampled, ks)
         if reference is not None:
-            figures |= divergence(sampled, reference)
+            figures |= sampled_kl(sampled, reference)
     failed = sum(reward is None for group in [*greedy, *sampled] for reward in group.rewards)
     return Evaluation(figures, len(rows), failed, greedy, sampled)
 
 
-def figures_at(config: EvalConfig) -> list[int]:
+def pass_at_ks(config: EvalConfig) -> list[int]:
     """The k of pass@k and majority@k, in order; none where only greedy answers are asked for.
     Options that then say nothing are refused.
     """
@@ -125,10 +125,10 @@ def mean_reward(name: str, groups: Sequence[Group]) -> dict[str, Interval]:
     values = [
         (reward, group.prompt) for group in groups for reward in group.rewards if reward is not None
     ]
-    return {name: by_prompt(values, len(groups))} if values else {}
+    return {name: mean_by_prompt(values, len(groups))} if values else {}
 
 
-def by_prompt(values: Sequence[tuple[float, str]], prompts: int) -> Interval:
+def mean_by_prompt(values: Sequence[tuple[float, str]], prompts: int) -> Interval:
     """The mean of (value, prompt) pairs, one for each sample.
 
     Whole prompts are resampled; single samples where there is one prompt.
@@ -137,7 +137,7 @@ def by_prompt(values: Sequence[tuple[float, str]], prompts: int) -> Interval:
     return cluster_bootstrap_mean(numbers, names if prompts > 1 else range(len(numbers)))
 
 
-def of_samples(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval]:
+def sample_figures(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval]:
     """pass@k and majority@k over prompts, the mean reward, and the share of distinct completions.
 
     A completion is distinct where it repeats no earlier one of its prompt.
@@ -160,11 +160,11 @@ def of_samples(groups: Sequence[Group], ks: Sequence[int]) -> dict[str, Interval
         **{f"pass@{k}": mean_pass_at_k(counts, k) for k in ks},
         **{f"majority@{k}": mean_majority_at_k(ballots, k) for k in ks if k > 1},
         **mean_reward("sampled/reward", groups),
-        "sampled/distinct": by_prompt(new, len(groups)),
+        "sampled/distinct": mean_by_prompt(new, len(groups)),
     }
 
 
-def divergence(groups: Sequence[Group], reference: Policy) -> dict[str, Interval]:
+def sampled_kl(groups: Sequence[Group], reference: Policy) -> dict[str, Interval]:
     """`sampled/kl`: the mean over completions of sum_t log pi(x_t) - log ref(x_t), in nats.
 
     An unbiased estimate of KL(pi || ref).
@@ -178,7 +178,9 @@ def divergence(groups: Sequence[Group], reference: Policy) -> dict[str, Interval
             )
             apart_N: Any = apart_NT.sum(1)
             gap.update(zip(micro.keys, apart_N.tolist(), strict=True))
-    return {"sampled/kl": by_prompt([(gap[key], key.prompt) for key in batch.keys], len(groups))}
+    return {
+        "sampled/kl": mean_by_prompt([(gap[key], key.prompt) for key in batch.keys], len(groups))
+    }
 
 
 def sample_answers(

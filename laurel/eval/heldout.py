@@ -27,7 +27,7 @@ Metrics = Mapping[str, tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalSubject:
     """What is evaluated on rows of data.
 
     with_targets: fills the targets that a scorer's metrics read. with_reference: log ref of a
@@ -48,7 +48,7 @@ class Subject:
         return self.config.loss_aggregation == "comparison_mean"
 
 
-def parts_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def sets_by_prefix(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The evaluation sets, by the prefix of the names of their metrics.
 
     "" of the only one, else `NAME/`.
@@ -87,7 +87,7 @@ def longest_answer(tokenizer: Any, rows: Sequence[Row], config: TrainConfig) -> 
 
 
 @torch.no_grad()
-def data_metrics(subject: Subject, rows: Sequence[Row], step: int, sums: Sums) -> list[Group]:
+def data_metrics(subject: EvalSubject, rows: Sequence[Row], step: int, sums: Sums) -> list[Group]:
     """eval/nll: minus log-likelihood per supervised token of the rows, in nats, dropout off.
 
     Of preferences eval/rewards/... and eval/logps/... instead, of scorers their own metrics.
@@ -111,7 +111,7 @@ def data_metrics(subject: Subject, rows: Sequence[Row], step: int, sums: Sums) -
     ]
 
 
-def groups_of(subject: Subject, rows: Sequence[Row], step: int) -> list[Group]:
+def groups_of(subject: EvalSubject, rows: Sequence[Row], step: int) -> list[Group]:
     """The rows as groups.
 
     Labelled answers without a partner, since only the labelled ones are reported.
@@ -123,7 +123,7 @@ def groups_of(subject: Subject, rows: Sequence[Row], step: int) -> list[Group]:
     return read(subject.policy, rows, run="eval", step=step, **how, **cut)
 
 
-def micro_batches(subject: Subject, groups: Sequence[Group]) -> Iterator[Batch]:
+def micro_batches(subject: EvalSubject, groups: Sequence[Group]) -> Iterator[Batch]:
     """The groups in micro-batches: with their comparisons, or with a scorer's labels."""
     batch = pack(groups)
     if subject.by_comparison:
@@ -141,7 +141,7 @@ def micro_batches(subject: Subject, groups: Sequence[Group]) -> Iterator[Batch]:
     )
 
 
-def policy_metrics(subject: Subject, micro: Batch, sums: Sums) -> list[float]:
+def policy_metrics(subject: EvalSubject, micro: Batch, sums: Sums) -> list[float]:
     """eval/nll, or of comparisons the metrics of preferences; log pi of every row."""
     micro = subject.with_reference(micro)
     logp_NT = subject.policy.logp(micro).logp
@@ -156,7 +156,7 @@ def policy_metrics(subject: Subject, micro: Batch, sums: Sums) -> list[float]:
     return logp_N.tolist()
 
 
-def scorer_metrics(subject: Subject, micro: Batch, sums: Sums) -> list[float | None]:
+def scorer_metrics(subject: EvalSubject, micro: Batch, sums: Sums) -> list[float | None]:
     """Add the scorer's own metrics; returns the score at the last token of every row.
 
     None of a head with several classes.

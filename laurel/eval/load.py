@@ -55,7 +55,7 @@ def load_policies(
         )
     policy = as_policy(config, model, tokenizer, template, notes)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
-    products.choose(policy.model, policy.device, policy.dtype)
+    products.choose_product_library(policy.model, policy.device, policy.dtype)
     if not reference:
         return policy, None
     return policy, as_policy(config, reference, tokenizer, template, notes)

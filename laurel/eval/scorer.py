@@ -9,8 +9,8 @@ from laurel.core.config import EvalConfig
 from laurel.core.errors import UsageError
 from laurel.data.formats import map_layout, rows_fit_for
 from laurel.data.source import load_rows
-from laurel.eval.verdict import Verdict, judge
-from laurel.model.rows import encodings
+from laurel.eval.verdict import Verdict, judge_scorer
+from laurel.model.rows import encode_answers
 from laurel.model.scorer import load_scorer
 from laurel.rollout.source import OUTCOMES, RANKINGS, STEPS, Source
 
@@ -35,14 +35,14 @@ def evaluate_scorer(config: EvalConfig) -> tuple[Verdict, int]:
     scorer = load_scorer(
         config.model, device=config.device, dtype=config.dtype, chat_template=config.chat_template
     )
-    source = source_of(scorer.num_labels, map_layout(rows[0]).columns if rows else {})
+    source = label_source(scorer.num_labels, map_layout(rows[0]).columns if rows else {})
     ready = rows_fit_for(rows, source.needs, by="this scorer", faults=faults)
     fits = [
         row
         for row in ready
         if all(
             any(e.mask[1:])
-            for e in encodings(scorer, row, train_on=None, max_length=scorer.card.max_length)
+            for e in encode_answers(scorer, row, train_on=None, max_length=scorer.card.max_length)
         )
     ]
     if not fits:
@@ -50,10 +50,10 @@ def evaluate_scorer(config: EvalConfig) -> tuple[Verdict, int]:
             f"no row fits into the scorer's max_length={scorer.card.max_length}.",
             where=config.dataset,
         )
-    return judge(scorer, fits, source), len(ready) - len(fits)
+    return judge_scorer(scorer, fits, source), len(ready) - len(fits)
 
 
-def source_of(labels: int, columns: Mapping[str, Any]) -> Source:
+def label_source(labels: int, columns: Mapping[str, Any]) -> Source:
     """What a scorer with so many outputs is held against, where rows have these columns."""
     if labels == 3:
         return STEPS

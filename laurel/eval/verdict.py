@@ -21,7 +21,7 @@ from laurel.measure.calibration import (
     share_interval,
 )
 from laurel.model.chat import Supervised
-from laurel.model.rows import encode_steps, encodings
+from laurel.model.rows import encode_answers, encode_steps
 from laurel.model.scorer import Scorer
 from laurel.rollout.source import OUTCOMES, RANKINGS, STEPS, Source
 
@@ -36,19 +36,19 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """The figures as plain numbers: an interval is {"value", "low", "high", "n", "level"}."""
-        return {name: plain(value) for name, value in self.figures.items()}
+        return {name: to_plain_values(value) for name, value in self.figures.items()}
 
 
-def plain(value: Any) -> Any:
+def to_plain_values(value: Any) -> Any:
     """Dataclasses as mappings, tuples as lists."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, list | tuple):
-        return [plain(item) for item in cast(Sequence[Any], value)]
+        return [to_plain_values(item) for item in cast(Sequence[Any], value)]
     return value
 
 
-def judge(
+def judge_scorer(
     scorer: Scorer, rows: Sequence[Row], source: Source, *, known: Sequence[Row] = ()
 ) -> Verdict:
     """Evaluate a scorer on rows of a source.
@@ -60,14 +60,14 @@ def judge(
     known: training rows, from which preferring by length learns its direction. Without them it
     takes the direction that is better on the rows themselves, which errs on the baseline's side.
     """
-    verdicts = {RANKINGS: of_comparisons, OUTCOMES: of_outcomes, STEPS: of_steps}
+    verdicts = {RANKINGS: comparison_verdict, OUTCOMES: outcome_verdict, STEPS: step_verdict}
     return verdicts[source](scorer, rows, known)
 
 
-def of_comparisons(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdict:
+def comparison_verdict(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdict:
     """Pairs, all of a ranking: accuracy, calibration, and what preferring by length would get."""
     limit = scorer.card.max_length
-    encoded = [encodings(scorer, row, train_on=None, max_length=limit) for row in rows]
+    encoded = [encode_answers(scorer, row, train_on=None, max_length=limit) for row in rows]
     found: Any = scorer.score([one.ids for several in encoded for one in several])
     scores: list[float] = found.tolist()
     pairs = list(scored_pairs(rows, encoded, scores))
@@ -122,20 +122,21 @@ def ordered_pairs(columns: Mapping[str, Any]) -> list[tuple[int, int]]:
 def lengths_of(scorer: Scorer, rows: Sequence[Row]) -> list[tuple[int, int]]:
     """The lengths of chosen and rejected answers, in tokens, of those rows that are pairs."""
     pairs = [
-        encodings(scorer, row, train_on=None, max_length=None)
+        encode_answers(scorer, row, train_on=None, max_length=None)
         for row in rows
         if "chosen" in row.columns
     ]
     return [(a.supervised, b.supervised) for a, b in pairs]
 
 
-def of_outcomes(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdict:
+def outcome_verdict(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdict:
     """The sign of the last score against the outcome; calibration of sigmoid(score).
 
     The baseline is always to predict the commoner outcome.
     """
     encoded = [
-        encodings(scorer, row, train_on=None, max_length=scorer.card.max_length)[0] for row in rows
+        encode_answers(scorer, row, train_on=None, max_length=scorer.card.max_length)[0]
+        for row in rows
     ]
     scores: Any = scorer.score([one.ids for one in encoded]).double()
     chance: list[float] = scores.sigmoid().tolist()
@@ -157,7 +158,7 @@ def of_outcomes(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Ve
     return Verdict([*lines, *calibration_lines(figures)], figures, scores.tolist())
 
 
-def of_steps(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdict:
+def step_verdict(scorer: Scorer, rows: Sequence[Row], known: Sequence[Row]) -> Verdict:
     """Accuracy of steps in three classes, of the first wrong step, and calibration of 1 - P(wrong).
 
     The baselines are the majority class, and "no step is wrong".

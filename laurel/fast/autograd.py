@@ -20,7 +20,7 @@ from_numpy: Callable[[np.ndarray], Tensor] = cast("Any", torch).from_numpy
 """A numpy array as a tensor that shares its memory."""
 
 
-def applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+def as_function(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """An autograd function as a plain function: its arguments -> the outputs of its forward."""
     kind: Any = function
     return kind.apply
@@ -32,7 +32,7 @@ def once_differentiable(backward: F) -> F:
     return library.once_differentiable(backward)
 
 
-def recomputed(function: Callable[..., T], *arguments: Any, keep_rng: bool = False) -> T:
+def recompute_in_backward(function: Callable[..., T], *arguments: Any, keep_rng: bool = False) -> T:
     """`function(*arguments)`, whose inner values are computed again in the backward pass.
 
     keep_rng: random numbers are drawn in it, and are to be the same the second time.

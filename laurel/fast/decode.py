@@ -15,14 +15,14 @@ from torch import Tensor
 from laurel.core.sample import Completion, Draw, Finish
 from laurel.core.tensors import float_rows, int_rows, ints
 from laurel.fast.autograd import from_numpy, unflatten
-from laurel.fast.kernels import call, library
-from laurel.fast.logprob import wide
+from laurel.fast.kernels import call_kernel, load_library
+from laurel.fast.logprob import upcast_logits
 from laurel.fast.lora import lora_terms, merge_into, plain_lora
 from laurel.fast.packed import window_of
 from laurel.fast.policy_protocol import LanguageModel
 
 
-def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
+def uniform_numbers(seeds: Sequence[int], count: int) -> np.ndarray:
     """[N, count] numbers in [0, 1), row n by splitmix64 (Steele et al. 2014) from seeds[n].
 
     Counter-based, so a sample's numbers do not depend on its neighbours, and nothing has to be
@@ -46,7 +46,7 @@ WORDS = 256
 """The number of probabilities in a block of `inverse`."""
 
 
-def draw(
+def sample_tokens(
     logits_NV: Tensor, uniform_N: Tensor, temperature: float, *, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """One token per row by inverse CDF: ids [N], and their log-probabilities [N].
@@ -56,18 +56,18 @@ def draw(
     of likeliest tokens that holds that much probability. Nothing is asked of the device, so a CUDA
     graph can hold it.
     """
-    scaled_NV = logits_NV if temperature in (0, 1) else wide(logits_NV) / temperature
+    scaled_NV = logits_NV if temperature in (0, 1) else upcast_logits(logits_NV) / temperature
     p_NV = scaled_NV.softmax(1, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
     if temperature == 0:
         ids = logits_NV.argmax(1)
         return ids, p_NV.gather(1, ids[:, None])[:, 0].log()
     if top_k or top_p < 1:
-        p_NV = truncated(p_NV, top_k, top_p)
+        p_NV = truncate_to_top(p_NV, top_k, top_p)
     ids = inverse_cdf(p_NV, uniform_N)
     return ids, p_NV.gather(1, ids[:, None])[:, 0].log()
 
 
-def truncated(p_NV: Tensor, top_k: int, top_p: float) -> Tensor:
+def truncate_to_top(p_NV: Tensor, top_k: int, top_p: float) -> Tensor:
     """Probabilities of the likeliest tokens only, summing to 1; see `draw`."""
     likeliest_NV, order_NV = p_NV.sort(dim=1, descending=True, stable=True)
     # a token stays where what is likelier than it does not yet make top_p
@@ -147,7 +147,7 @@ Weights = tuple[Tensor, Tensor | None]
 """The matrix [E, D] and the bias [E] of a product."""
 
 
-class Block(NamedTuple):
+class LayerWeights(NamedTuple):
     """The weights of one layer: of its norms (None where the family has none) and its products.
 
     post_attention, post_mlp: norms of an output before it is added to the residual stream (Gemma).
@@ -168,7 +168,7 @@ class Block(NamedTuple):
     kind: str
 
 
-class Tokens(NamedTuple):
+class NewTokens(NamedTuple):
     """Where n new tokens are in their rows and in the cache, [n] each.
 
     position: in the row. group, start: the prompt's entry in the cache and how many of its tokens
@@ -183,7 +183,7 @@ class Tokens(NamedTuple):
     time: Tensor
 
 
-class Cache:
+class KVCache:
     """Keys and values of prompts and completions.
 
     `prefix` [layers, 2, groups, K, W, h] has one entry a prompt, `suffix` [layers, 2, slots, K, T,
@@ -191,7 +191,9 @@ class Cache:
     kernels read them. Memory that no token was written to is asked for and not used.
     """
 
-    def __init__(self, model: Compact, slots: int, groups: int, width: int, longest: int) -> None:
+    def __init__(
+        self, model: CompactDecoder, slots: int, groups: int, width: int, longest: int
+    ) -> None:
         self.layers = len(model.blocks)
         self.heads = model.kv_heads
         self.width = model.head_dim
@@ -220,7 +222,7 @@ class Cache:
             self.suffix[:, :, :, :, : old.shape[4]] = old
 
 
-class Compact:
+class CompactDecoder:
     """The forward pass of a Llama-like model on a CPU, for sampling only.
 
     It has no gradient and no dropout, and the policy's weights as of the last `refresh`. In
@@ -273,21 +275,25 @@ class Compact:
         norm = getattr(module, name, None)
         return None if norm is None else self.norm_weight(norm)
 
-    def block(self, name: str, layer: Any) -> Block:
+    def block(self, name: str, layer: Any) -> LayerWeights:
         """The weights of one layer as they are now."""
         attention, mlp = layer.self_attn, layer.mlp
         # with norms on both sides of a part, the norm named post_attention is that of its output
         sandwich = hasattr(layer, "post_feedforward_layernorm")
         pre_mlp = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
-        return Block(
+        return LayerWeights(
             pre_attention=self.norm_weight(layer.input_layernorm),
-            qkv=self.fused(f"qkv {name}", *parts(attention, "qkv_proj", "q_proj k_proj v_proj")),
+            qkv=self.fused(
+                f"qkv {name}", *fused_projections(attention, "qkv_proj", "q_proj k_proj v_proj")
+            ),
             q_norm=self.optional_norm(attention, "q_norm"),
             k_norm=self.optional_norm(attention, "k_norm"),
             out=self.fused(f"out {name}", attention.o_proj),
             post_attention=self.norm_weight(layer.post_attention_layernorm) if sandwich else None,
             pre_mlp=self.norm_weight(getattr(layer, pre_mlp)),
-            gate_up=self.fused(f"gate_up {name}", *parts(mlp, "gate_up_proj", "gate_proj up_proj")),
+            gate_up=self.fused(
+                f"gate_up {name}", *fused_projections(mlp, "gate_up_proj", "gate_proj up_proj")
+            ),
             down=self.fused(f"down {name}", mlp.down_proj),
             post_mlp=self.norm_weight(layer.post_feedforward_layernorm) if sandwich else None,
             window=window_of(attention) or 0,
@@ -296,7 +302,7 @@ class Compact:
 
     def rope_kind(self, attention: Any) -> str:
         """Which of the model's rotary embeddings a layer has."""
-        if "" not in ropes(self.body):
+        if "" not in rotary_parameters(self.body):
             return attention.layer_type
         return "" if getattr(attention, "use_rope", True) else NO_ROPE
 
@@ -335,7 +341,7 @@ class Compact:
         """
         if self.rotary and longest <= len(next(iter(self.rotary.values()))[0]):
             return
-        for kind, (frequency, scaling, _) in ropes(self.body).items():
+        for kind, (frequency, scaling, _) in rotary_parameters(self.body).items():
             angle = torch.arange(2.0 * longest)[:, None] * frequency.float()
             self.rotary[kind] = angle.cos() * scaling, angle.sin() * scaling
             # cos 1 and sin 0: a layer without rotary positions is not turned
@@ -356,7 +362,7 @@ class Compact:
         rows = len(x)
         out = self.buffer(name, rows, len(weight))
         if rows <= FEW <= len(weight):
-            call("product", x.dtype, x, weight, out, *x.shape, len(weight))
+            call_kernel("product", x.dtype, x, weight, out, *x.shape, len(weight))
             return out if bias is None else out.add_(bias)
         if x.dtype == torch.bfloat16 and has_rows(x, round_up_16(rows)):
             # oneDNN compiles a kernel for every number of rows: a multiple of 16, few numbers.
@@ -370,7 +376,7 @@ class Compact:
     def add_norm(self, x: Tensor, y: Tensor | None, weight: Tensor) -> Tensor:
         """x += y in place, then x / rms(x) * weight."""
         h = self.buffer("norm", *x.shape)
-        call("add_norm", h.dtype, x, y, weight, h, *x.shape, self.eps)
+        call_kernel("add_norm", h.dtype, x, y, weight, h, *x.shape, self.eps)
         return h
 
     def normed(self, y: Tensor, weight: Tensor | None) -> Tensor:
@@ -378,7 +384,7 @@ class Compact:
         if weight is None:
             return y
         h = self.buffer("normed", *y.shape)
-        call("add_norm", h.dtype, y.float(), None, weight, h, *y.shape, self.eps)
+        call_kernel("add_norm", h.dtype, y.float(), None, weight, h, *y.shape, self.eps)
         return h
 
     def gated(self, gate_up: Tensor) -> Tensor:
@@ -391,10 +397,10 @@ class Compact:
         h = self.buffer("gated", size, width)
         # gate and up lie beside each other: the second address is where the first row's up begins
         up = gate_up[:, width:]
-        call("silu_times", h.dtype, gate_up, up, h, size, width, gate_up.shape[1])
+        call_kernel("silu_times", h.dtype, gate_up, up, h, size, width, gate_up.shape[1])
         return h
 
-    def hidden(self, ids: Tensor, at: Tokens, cache: Cache) -> Tensor:
+    def hidden(self, ids: Tensor, at: NewTokens, cache: KVCache) -> Tensor:
         """Last hidden states [n, D] of n new tokens, ids [n].
 
         Each sees `at.start` tokens of its prompt and `at.time` of its own row.
@@ -414,7 +420,9 @@ class Compact:
             y = self.normed(y, block.post_mlp)
         return self.add_norm(x, y, self.norm)
 
-    def attended(self, block: Block, layer: int, x: Tensor, at: Tokens, cache: Cache) -> Tensor:
+    def attended(
+        self, block: LayerWeights, layer: int, x: Tensor, at: NewTokens, cache: KVCache
+    ) -> Tensor:
         """The outputs of a layer's heads: [n, H h].
 
         Keys and values of the new tokens are written to the cache before.
@@ -424,7 +432,7 @@ class Compact:
         prefix = cache.prefix[layer]
         suffix = cache.suffix[layer]
         cos, sin = self.rotary[block.kind]
-        call(
+        call_kernel(
             "attend",
             out.dtype,
             qkv,
@@ -459,21 +467,27 @@ class Compact:
             return found
         return found.div_(self.head_cap).tanh_().mul_(self.head_cap)
 
-    def prefill(self, prompts: Sequence[Sequence[int]], groups: Tensor, cache: Cache) -> Tensor:
+    def prefill(self, prompts: Sequence[Sequence[int]], groups: Tensor, cache: KVCache) -> Tensor:
         """Read each prompt once into its entry of the cache: logits [P, V] after its last token."""
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         self.rotate(int(lengths.max()))
         position = torch.cat([torch.arange(len(prompt)) for prompt in prompts])
         ids = torch.tensor([token for prompt in prompts for token in prompt])
         group = groups.repeat_interleave(lengths)
-        at = Tokens(position, group, position + 1, None, torch.zeros_like(ids))
+        at = NewTokens(position, group, position + 1, None, torch.zeros_like(ids))
         hidden = self.hidden(ids, at, cache)
         # of all tokens, one prompt behind the other, the last one of each prompt
         last = lengths.cumsum(0) - 1
         return self.logits(hidden[last])
 
     def step(
-        self, token: Tensor, group: Tensor, start: Tensor, slot: Tensor, time: Tensor, cache: Cache
+        self,
+        token: Tensor,
+        group: Tensor,
+        start: Tensor,
+        slot: Tensor,
+        time: Tensor,
+        cache: KVCache,
     ) -> Tensor:
         """One token more: logits [n, V], which live until the next call.
 
@@ -482,7 +496,7 @@ class Compact:
         """
         position = start + time
         self.rotate(int(position.max()) + 1)
-        at = Tokens(position, group, start, slot, time + 1)
+        at = NewTokens(position, group, start, slot, time + 1)
         return self.logits(self.hidden(token, at, cache))
 
     def draw(self, logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -491,7 +505,7 @@ class Compact:
         logp = torch.empty(len(logits))
         inverse_temperature = 1.0 / (temperature or 1.0)
         greedy = int(temperature == 0)
-        call(
+        call_kernel(
             "draw",
             logits.dtype,
             logits,
@@ -513,7 +527,7 @@ class Compact:
         ids_NL = probe_ids(len(self.embedding))
         starts = torch.tensor(PROBE_STARTS)
         rows = torch.arange(2)
-        cache = Cache(self, 2, 2, 8, 3)
+        cache = KVCache(self, 2, 2, 8, 3)
         prompts = [ints(ids[:start]) for ids, start in zip(ids_NL, PROBE_STARTS, strict=True)]
         found = [self.prefill(prompts, rows, cache).clone()]
         for t in range(3):
@@ -549,14 +563,14 @@ def why_not_compact(policy: LanguageModel) -> str:
     """Why the compact decoder is not for a policy that `packs`, "" if it is."""
     if policy.device.type != "cpu":
         return "it is not on a CPU"
-    if library() is None:
+    if load_library() is None:
         return "there is no C++ compiler (g++) to build the decoder with"
     body = getattr(policy.causal, policy.causal.base_model_prefix)
     if type(body.embed_tokens).__module__.partition(".")[0] == "peft":
         return "adapters on its embedding"
     first = body.layers[0]
     width = first.self_attn.head_dim
-    for frequency, _, kind in ropes(body).values():
+    for frequency, _, kind in rotary_parameters(body).values():
         if kind not in STATIC_ROPES or 2 * frequency.numel() > width or width > 512 or width % 4:
             return f"rotary embedding {kind} of {width}"
     q_norm = getattr(first.self_attn, "q_norm", None)
@@ -570,7 +584,7 @@ def why_not_compact(policy: LanguageModel) -> str:
     return "" if plain_lora(policy.model) else "adapters other than plain LoRA"
 
 
-def parts(module: Any, whole: str, names: str) -> list[Any]:
+def fused_projections(module: Any, whole: str, names: str) -> list[Any]:
     """The projections of a module: one that is fused already, or several by name."""
     if hasattr(module, whole):
         return [getattr(module, whole)]
@@ -587,7 +601,7 @@ def has_rows(x: Tensor, count: int) -> bool:
     return not x.storage_offset() and x.untyped_storage().nbytes() >= 2 * count * x.shape[1]
 
 
-def ropes(body: Any) -> dict[str, tuple[Tensor, float, str]]:
+def rotary_parameters(body: Any) -> dict[str, tuple[Tensor, float, str]]:
     """Frequencies, scaling and type of the rotary embedding, by kind of layer.
 
     The kind is "" where all layers are alike.
@@ -629,7 +643,7 @@ def compact_because(policy: LanguageModel) -> str:
 
 
 @torch.no_grad()
-def compact_of(policy: LanguageModel) -> Compact | None:
+def compact_of(policy: LanguageModel) -> CompactDecoder | None:
     """The policy's compact decoder with its weights as they are now, or None.
 
     It is made, and checked against the model, once per policy.
@@ -641,7 +655,7 @@ def compact_of(policy: LanguageModel) -> Compact | None:
     if made is False or (made and made.policy is not policy):
         made, why = None, ""
         if policy.packs and not (why := why_not_compact(policy)):
-            made = Compact(policy)
+            made = CompactDecoder(policy)
             why = made.check()
         policy.decoders["compact"] = made = None if why else made
     elif made:
@@ -668,7 +682,7 @@ class Decoder:
 
     def __init__(
         self,
-        model: Compact,
+        model: CompactDecoder,
         prompts: Sequence[tuple[int, ...]],
         each: int,
         seeds: Sequence[int],
@@ -684,11 +698,11 @@ class Decoder:
         at_once = min(max(rows_at_once // each, 1), len(prompts))
         self.size = at_once * each
         longest = max(limits)
-        self.cache = Cache(model, self.size, at_once, max(map(len, prompts)), longest)
+        self.cache = KVCache(model, self.size, at_once, max(map(len, prompts)), longest)
         self.rows = torch.zeros(6, 0, dtype=torch.long)
         self.limits = torch.tensor(limits)
         self.finish: list[Finish] = ["length"] * len(limits)
-        self.uniforms = from_numpy(uniforms(seeds, longest))
+        self.uniforms = from_numpy(uniform_numbers(seeds, longest))
         self.out_ids = torch.zeros(len(limits), longest, dtype=torch.long)
         self.out_logp = torch.zeros(len(limits), longest)
         self.length = torch.zeros(len(limits), dtype=torch.long)
@@ -761,7 +775,9 @@ class Decoder:
         time = self.length[sample]
         point = self.uniforms[sample, time]
         if how.top_k or how.top_p < 1:
-            ids, logp = draw(logits, point, how.temperature, top_k=how.top_k, top_p=how.top_p)
+            ids, logp = sample_tokens(
+                logits, point, how.temperature, top_k=how.top_k, top_p=how.top_p
+            )
         else:
             ids, logp = self.model.draw(logits, point, how.temperature)
         self.out_ids[sample, time] = ids

@@ -10,10 +10,10 @@ from torch import Tensor
 from laurel.core.sample import Completion, Finish
 from laurel.core.tensors import bools, float_rows, int_rows, ints
 from laurel.fast.autograd import from_numpy
-from laurel.fast.decode import chunks, rows_with_stop, uniforms
+from laurel.fast.decode import chunks, rows_with_stop, uniform_numbers
 from laurel.fast.policy_protocol import LanguageModel
 from laurel.fast.room import device_memory
-from laurel.fast.static import How, Static
+from laurel.fast.static import SamplingParameters, StaticDecoder
 
 CHECK = 16
 """Tokens between two questions to the device.
@@ -36,7 +36,7 @@ def batch_size_step(count: int, least: int, most: int) -> int:
     return min(size, most)
 
 
-def rows_that_fit(static: Static, reach: int, longest: int) -> int:
+def rows_that_fit(static: StaticDecoder, reach: int, longest: int) -> int:
     """The number of rows for half of the memory that is free or already theirs; at least one."""
     memory = device_memory(static.policy.device)
     if memory is None:
@@ -55,7 +55,7 @@ class InFlight:
 
     def __init__(
         self,
-        static: Static,
+        static: StaticDecoder,
         prompts: Sequence[tuple[int, ...]],
         each: int,
         seeds: Sequence[int],
@@ -101,7 +101,7 @@ class InFlight:
         return self.prompts[sample // self.each]
 
     @torch.no_grad()
-    def run(self, how: How, stop: tuple[str, ...]) -> list[Completion]:
+    def run(self, how: SamplingParameters, stop: tuple[str, ...]) -> list[Completion]:
         """Draw until every row has ended."""
         while self.queue or self.rows():
             taken = len(self.rows())
@@ -120,7 +120,7 @@ class InFlight:
         """Places that are taken."""
         return [row for row, sample in enumerate(self.at) if sample >= 0]
 
-    def admit(self, free: int, how: How) -> None:
+    def admit(self, free: int, how: SamplingParameters) -> None:
         """The next prompts, as many as there are places for, and the first token of each row."""
         holes = [row for row, sample in enumerate(self.at) if sample < 0]
         chosen = list[list[int]]()
@@ -132,7 +132,9 @@ class InFlight:
         for some in chunks(range(len(chosen)), max(1, PREFILL // widest)):
             self.begin([chosen[i] for i in some], [rows[i] for i in some], how)
 
-    def begin(self, samples: list[list[int]], rows: list[list[int]], how: How) -> None:
+    def begin(
+        self, samples: list[list[int]], rows: list[list[int]], how: SamplingParameters
+    ) -> None:
         """Put samples, grouped by prompt, into rows of the buffers, and draw their first tokens."""
         prompts = [self.prompt_of(part[0]) for part in samples]
         logits = self.static.prefill(prompts, rows)
@@ -160,7 +162,7 @@ class InFlight:
         state.limit[where] = torch.tensor(limits, device=device)
         state.length[where] = 0
         state.open[where] = True
-        drawn = from_numpy(uniforms(seeds, max(self.limits)))
+        drawn = from_numpy(uniform_numbers(seeds, max(self.limits)))
         state.uniform[where, : drawn.shape[1]] = drawn.to(device)
 
     def close_gaps(self) -> None:
@@ -196,7 +198,7 @@ class InFlight:
             longest = max(longest, len(self.prompt_of(sample)) + drawn)
         return batch_size_step(longest, LEAST_REACH, self.buffers.reach)
 
-    def advance(self, how: How) -> None:
+    def advance(self, how: SamplingParameters) -> None:
         """Run steps until the next `collect`, without waiting for the device."""
         taken = self.rows()
         left = max(self.limits[self.at[row]] - self.spent[row] for row in taken)
@@ -282,12 +284,12 @@ class InFlight:
 
 
 def sample_static(
-    static: Static,
+    static: StaticDecoder,
     prompts: Sequence[tuple[int, ...]],
     each: int,
     seeds: Sequence[int],
     limits: Sequence[int],
-    how: How,
+    how: SamplingParameters,
     stop: tuple[str, ...],
     rows_at_once: int,
 ) -> list[Completion]:
@@ -300,7 +302,7 @@ def sample_static(
 
 def memory_of(policy: LanguageModel, rows: int, prompt: int, completion: int) -> dict[str, int]:
     """Bytes that static buffers take for so many rows in flight, from shapes alone."""
-    static = Static(policy)
+    static = StaticDecoder(policy)
     reach = batch_size_step(prompt + completion, LEAST_REACH, 1 << 40)
     logits = 16 * static.config.vocab_size
     a_row = static.a_row(reach, completion) - logits

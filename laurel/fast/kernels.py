@@ -44,7 +44,7 @@ def cache_folder() -> Path:
 
 
 @cache
-def library() -> Any:
+def load_library() -> Any:
     """The loaded library, compiled into the user's cache folder when it is not there yet; None
     where that does not work.
     """
@@ -80,7 +80,7 @@ device?
 
 
 @contextmanager
-def pushed(stack: list[bool]) -> Generator[None]:
+def push_true(stack: list[bool]) -> Generator[None]:
     """Puts True on top of a stack, as long as the block lasts."""
     stack.append(True)
     try:
@@ -91,7 +91,7 @@ def pushed(stack: list[bool]) -> Generator[None]:
 
 def skip_calls() -> AbstractContextManager[None]:
     """A block in which `call` does nothing: for tensors that have shapes and no memory."""
-    return pushed(SKIPPING)
+    return push_true(SKIPPING)
 
 
 def off_cpu() -> AbstractContextManager[None]:
@@ -99,7 +99,7 @@ def off_cpu() -> AbstractContextManager[None]:
 
     For tensors without memory that stand for tensors there.
     """
-    return pushed(ELSEWHERE)
+    return push_true(ELSEWHERE)
 
 
 def on_cpu(x: Tensor) -> bool:
@@ -107,13 +107,13 @@ def on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and not ELSEWHERE[-1]
 
 
-def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+def call_kernel(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
     """A function of kernels.cpp on tensors of `dtype` (float32 or bfloat16), contiguous, on the
     CPU; a tensor goes as its address.
     """
     if SKIPPING[-1]:
         return
-    library()[f"laurel_{name}"](ctypes.c_int(dtype == torch.float32), *map(as_c, arguments))
+    load_library()[f"laurel_{name}"](ctypes.c_int(dtype == torch.float32), *map(as_c, arguments))
 
 
 def as_c(value: Tensor | int | float | None) -> Any:

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from laurel.fast.autograd import applied, recomputed
-from laurel.fast.kernels import call, library
+from laurel.fast.autograd import as_function, recompute_in_backward
+from laurel.fast.kernels import call_kernel, load_library
 from laurel.objective.kl import entropy as full_entropy
 from laurel.objective.kl import exact_kl
 
@@ -60,12 +60,12 @@ def tiles(count: int, vocabulary: int, at_once: int) -> Tiles:
     return Tiles(rows, max(1, min(vocabulary, at_once // rows)))
 
 
-def parts(length: int, step: int) -> Iterator[slice]:
+def slices_of(length: int, step: int) -> Iterator[slice]:
     """Slices of at most `step` that cover a length."""
     return (slice(i, min(i + step, length)) for i in range(0, length, step))
 
 
-def wide(logits: Tensor) -> Tensor:
+def upcast_logits(logits: Tensor) -> Tensor:
     """Logits in float32, or float64 where the model has it, as log-probabilities are computed."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -91,29 +91,31 @@ class Stats(NamedTuple):
     mean: Tensor
 
 
-class Wanted(NamedTuple):
+class WantedStats(NamedTuple):
     """What a pass over the logits computes besides log-probabilities: see `Stats`."""
 
     entropy: bool
     mean: bool = False
 
 
-def compiled(z_mv: Tensor) -> bool:
+def has_compiled_kernel(z_mv: Tensor) -> bool:
     """Is there a compiled kernel for these logits?"""
     known = z_mv.dtype in (torch.float32, torch.bfloat16)
-    return z_mv.device.type == "cpu" and known and library() is not None
+    return z_mv.device.type == "cpu" and known and load_library() is not None
 
 
 def tile_stats(
-    z_mv: Tensor, weight_vD: Tensor, ids_m1: Tensor, words: slice, wanted: Wanted, spare: bool
+    z_mv: Tensor, weight_vD: Tensor, ids_m1: Tensor, words: slice, wanted: WantedStats, spare: bool
 ) -> Stats:
     """The statistics of one tile of logits. spare: the logits may be overwritten."""
-    if compiled(z_mv) and not wanted.mean:
+    if has_compiled_kernel(z_mv) and not wanted.mean:
         logp_m1, own_m1, lse_m1, entropy_m1 = torch.empty(4, len(z_mv), 1)
         columns = logp_m1, own_m1, lse_m1, entropy_m1
-        call("say", z_mv.dtype, z_mv, ids_m1.contiguous(), *columns, *z_mv.shape, words.start)
+        call_kernel(
+            "say", z_mv.dtype, z_mv, ids_m1.contiguous(), *columns, *z_mv.shape, words.start
+        )
         return Stats(*columns, lse_m1.new_zeros(len(z_mv), 0))
-    z_mv = wide(z_mv)
+    z_mv = upcast_logits(z_mv)
     here_m1, at_m1 = ids_in_slice(ids_m1, words)
     logp_mv = z_mv.log_softmax(1)
     logp_m1 = logp_mv.gather(1, at_m1)
@@ -126,7 +128,7 @@ def tile_stats(
             # not vecdot: autocast would make it bfloat16
             entropy_m1 = -(pi_mv * logp_mv).sum(1, keepdim=True)
         if wanted.mean:
-            mean_mD = wide(pi_mv.to(weight_vD.dtype) @ weight_vD)
+            mean_mD = upcast_logits(pi_mv.to(weight_vD.dtype) @ weight_vD)
     return Stats(logp_m1.where(here_m1, 0), lse_m1.where(here_m1, 0), lse_m1, entropy_m1, mean_mD)
 
 
@@ -137,13 +139,13 @@ def tile_gradient(
 
     spare: the logits may be overwritten.
     """
-    if compiled(z_mv):
+    if has_compiled_kernel(z_mv):
         into = z_mv if spare else torch.empty_like(z_mv)
         columns = ids_m1.contiguous(), lse_m1.contiguous(), g_m1.contiguous()
-        call("slope", z_mv.dtype, z_mv, into, *columns, *z_mv.shape, words.start)
+        call_kernel("slope", z_mv.dtype, z_mv, into, *columns, *z_mv.shape, words.start)
         return into
     here_m1, at_m1 = ids_in_slice(ids_m1, words)
-    dz_mv = (wide(z_mv) - lse_m1).exp_().mul_(-g_m1)
+    dz_mv = (upcast_logits(z_mv) - lse_m1).exp_().mul_(-g_m1)
     # a row whose token is in another tile adds 0 to its first column
     return dz_mv.scatter_add_(1, at_m1, g_m1.where(here_m1, 0)).to(z_mv.dtype)
 
@@ -165,14 +167,19 @@ def merge_stats(one: Stats, other: Stats) -> Stats:
 
 
 def all_stats(
-    cooled_MD: Tensor, weight_VD: Tensor, ids_M1: Tensor, tile: Tiles, wanted: Wanted, keep: int = 0
+    cooled_MD: Tensor,
+    weight_VD: Tensor,
+    ids_M1: Tensor,
+    tile: Tiles,
+    wanted: WantedStats,
+    keep: int = 0,
 ) -> tuple[Stats, list[Tensor]]:
     """The statistics of every row, computed a tile at a time, and the first `keep` logits."""
     kept = list[Tensor]()
     found = list[Stats]()
-    for rows in parts(len(ids_M1), tile.rows):
+    for rows in slices_of(len(ids_M1), tile.rows):
         stats = None
-        for words in parts(len(weight_VD), tile.columns):
+        for words in slices_of(len(weight_VD), tile.columns):
             weight_vD = weight_VD[words].to(cooled_MD.dtype)
             z_mv = cooled_MD[rows] @ weight_vD.t()
             stays = keep >= z_mv.numel()
@@ -185,8 +192,8 @@ def all_stats(
         assert stats is not None
         found.append(stats)
     if not found:
-        none_01 = wide(cooled_MD.new_zeros(0, 1))
-        found = [Stats(none_01, none_01, none_01, none_01, wide(cooled_MD[:0]))]
+        none_01 = upcast_logits(cooled_MD.new_zeros(0, 1))
+        found = [Stats(none_01, none_01, none_01, none_01, upcast_logits(cooled_MD[:0]))]
     return Stats(*(torch.cat(column) for column in zip(*found, strict=True))), kept
 
 
@@ -205,7 +212,7 @@ def add_product(into: Tensor, a: Tensor, b: Tensor, begun: bool) -> None:
         into.copy_(a @ b)
 
 
-def outputs(ctx: Any, stats: Stats) -> tuple[Tensor, Tensor]:
+def logprob_outputs(ctx: Any, stats: Stats) -> tuple[Tensor, Tensor]:
     """log pi of every row's token, and the entropy, which has no gradient."""
     entropy_M = stats.entropy[:, 0]
     ctx.mark_non_differentiable(entropy_M)
@@ -240,9 +247,9 @@ class FusedLogprobs(torch.autograd.Function):
         ids_M1 = ids_M[:, None]
         ctx.tile = tiles(len(ids_M), len(weight_VD), at_once)
         ctx.hidden_dtype = hidden_MD.dtype
-        stats, kept = all_stats(cooled_MD, weight_VD, ids_M1, ctx.tile, Wanted(entropy), keep)
+        stats, kept = all_stats(cooled_MD, weight_VD, ids_M1, ctx.tile, WantedStats(entropy), keep)
         ctx.save_for_backward(cooled_MD, weight_VD, ids_M1, temperature_M, stats.lse, *kept)
-        return outputs(ctx, stats)
+        return logprob_outputs(ctx, stats)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -268,7 +275,7 @@ class FusedLogprobs(torch.autograd.Function):
         return grad_MD, grad_VD.to(weight_VD.dtype), *(None,) * 6
 
 
-apply_fused_logprobs = applied(FusedLogprobs)
+apply_fused_logprobs = as_function(FusedLogprobs)
 
 
 def logit_gradients(
@@ -285,8 +292,8 @@ def logit_gradients(
     kept: the logits of the first tiles; those of the others are computed again.
     """
     tiles_kept = iter(kept)
-    for rows in parts(len(ids_M1), tile.rows):
-        for words in parts(len(weight_VD), tile.columns):
+    for rows in slices_of(len(ids_M1), tile.rows):
+        for words in slices_of(len(weight_VD), tile.columns):
             weight_vD = weight_VD[words].to(cooled_MD.dtype)
             z_mv = next(tiles_kept, None)
             # logits that are kept may be needed by another backward pass
@@ -318,11 +325,11 @@ class FrozenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         cooled_MD = over_temperature(hidden_MD, temperature_M).to(dtype)
         tile = tiles(len(ids_M), len(weight_VD), at_once)
-        wanted = Wanted(entropy, mean=True)
+        wanted = WantedStats(entropy, mean=True)
         stats, _ = all_stats(cooled_MD, weight_VD, ids_M[:, None], tile, wanted)
-        slope_MD = wide(weight_VD[ids_M].to(dtype)) - stats.mean
+        slope_MD = upcast_logits(weight_VD[ids_M].to(dtype)) - stats.mean
         ctx.save_for_backward(over_temperature(slope_MD.to(hidden_MD.dtype), temperature_M))
-        return outputs(ctx, stats)
+        return logprob_outputs(ctx, stats)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -330,7 +337,7 @@ class FrozenLogprobs(torch.autograd.Function):
         return gradients[0][:, None].to(slope_MD.dtype) * slope_MD, *(None,) * 6
 
 
-apply_frozen_logprobs = applied(FrozenLogprobs)
+apply_frozen_logprobs = as_function(FrozenLogprobs)
 
 
 Entropy = Literal["none", "value", "grad"]  # not computed, computed, differentiable
@@ -378,7 +385,7 @@ def token_logprobs(
     """
     shapes = logits_MV.shape[:1], ids_M.shape, temperature_M.shape
     assert len(set(shapes)) == 1, shapes
-    z_MV = wide(logits_MV) / temperature_M[:, None]
+    z_MV = upcast_logits(logits_MV) / temperature_M[:, None]
     if entropy == "none":
         return TokenStats(z_MV.gather(1, ids_M[:, None])[:, 0] - z_MV.logsumexp(1), None)
     logp_MV = z_MV.log_softmax(1)
@@ -469,8 +476,8 @@ def chunked_kl(
     """
 
     def divergence(hidden: Tensor, hidden_ref: Tensor, temperature: Tensor) -> Tensor:
-        logp = (wide(head(hidden)) / temperature[:, None]).log_softmax(1)
-        logp_ref = (wide(head_ref(hidden_ref)) / temperature[:, None]).log_softmax(1)
+        logp = (upcast_logits(head(hidden)) / temperature[:, None]).log_softmax(1)
+        logp_ref = (upcast_logits(head_ref(hidden_ref)) / temperature[:, None]).log_softmax(1)
         return exact_kl(logp, logp_ref)
 
     columns = (hidden_MD, hidden_ref_MD, temperature_M)
@@ -495,7 +502,7 @@ def in_chunks(
     with torch.no_grad():
         one = head(columns[0][:1]) if rows else columns[0].new_zeros(1, 1)
     vocabulary = one.shape[-1]
-    width = wide(one).element_size()
+    width = upcast_logits(one).element_size()
     logits = chunk or CHUNK or room // (COPIES * width)
     step = max(1, logits // vocabulary)
     # once for no rows, too, so that there is something to join
@@ -503,4 +510,4 @@ def in_chunks(
     chunks = [tuple(column[part] for column in columns) for part in slices]
     if rows <= step or not torch.is_grad_enabled():
         return [function(*some) for some in chunks]
-    return [recomputed(function, *some) for some in chunks]
+    return [recompute_in_backward(function, *some) for some in chunks]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from laurel.fast.autograd import applied, once_differentiable, recomputed, unflatten
-from laurel.fast.kernels import call, library, on_cpu
+from laurel.fast.autograd import as_function, once_differentiable, recompute_in_backward, unflatten
+from laurel.fast.kernels import call_kernel, load_library, on_cpu
 from laurel.fast.logprob import EVEN
 
 NORMS = (
@@ -31,7 +31,7 @@ GEMMA_NORMS = ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm")
 """Modules that compute x / rms(x) * (1 + w)."""
 
 
-class Normed(torch.autograd.Function):
+class RMSNormFunction(torch.autograd.Function):
     """x / rms(x) * w of rows x [..., D], in `dtype`; only x is kept.
 
     dx = (w g - x mean(w g x) / rms^2) / rms,   dw = sum g x / rms
@@ -45,7 +45,7 @@ class Normed(torch.autograd.Function):
         width = len(weight)
         h = torch.empty_like(x, dtype=dtype)
         wide_x = int(x.dtype == torch.float32)
-        call("norm", dtype, x, weight, h, wide_x, x.numel() // width, width, eps)
+        call_kernel("norm", dtype, x, weight, h, wide_x, x.numel() // width, width, eps)
         return h
 
     @staticmethod
@@ -59,14 +59,14 @@ class Normed(torch.autograd.Function):
         parts = weight.new_zeros(threads, width)
         dx = torch.empty_like(x)
         sizes = (int(x.dtype == torch.float32), x.numel() // width, width, threads)
-        call("norm_back", g.dtype, g.contiguous(), x, weight, dx, parts, *sizes, ctx.eps)
+        call_kernel("norm_back", g.dtype, g.contiguous(), x, weight, dx, parts, *sizes, ctx.eps)
         return dx, parts.sum(0), None, None
 
 
-apply_normed = applied(Normed)
+apply_normed = as_function(RMSNormFunction)
 
 
-class Gated(torch.autograd.Function):
+class GatedFunction(torch.autograd.Function):
     """silu(gate) * up, [M, F]; recomputed from both in the backward pass."""
 
     @staticmethod
@@ -74,7 +74,7 @@ class Gated(torch.autograd.Function):
         gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
         h = torch.empty_like(gate)
-        call("silu_times", gate.dtype, gate, up, h, *gate.shape, gate.shape[1])
+        call_kernel("silu_times", gate.dtype, gate, up, h, *gate.shape, gate.shape[1])
         return h
 
     @staticmethod
@@ -82,14 +82,16 @@ class Gated(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         into = torch.empty_like(gate), torch.empty_like(up)
-        call("silu_back", gate.dtype, gradients[0].contiguous(), gate, up, *into, gate.numel())
+        call_kernel(
+            "silu_back", gate.dtype, gradients[0].contiguous(), gate, up, *into, gate.numel()
+        )
         return into
 
 
-apply_gated = applied(Gated)
+apply_gated = as_function(GatedFunction)
 
 
-class Rotated(torch.autograd.Function):
+class RotaryFunction(torch.autograd.Function):
     """Rotary position: (a, b) -> (a cos - b sin, b cos + a sin) of the halves of x [M, H, D].
 
     cos and sin: [M, 1, D/2]. Its gradient is the rotation back; nothing but cos and sin is kept.
@@ -107,10 +109,10 @@ class Rotated(torch.autograd.Function):
         return rotate(gradients[0], cos, sin, -1.0), None, None
 
 
-apply_rotated = applied(Rotated)
+apply_rotated = as_function(RotaryFunction)
 
 
-class Attended(torch.autograd.Function):
+class PackedAttention(torch.autograd.Function):
     """Softmax attention of packed tokens q [M, H, d], k and v [M, K, d], float32: [M, H, d].
 
     No token is padded, no prompt is repeated. jobs [J, 4]: where the tokens that all queries of a
@@ -135,7 +137,7 @@ class Attended(torch.autograd.Function):
         out = torch.zeros_like(q)
         lse = q.new_zeros(q.shape[:2])
         ctx.sizes = (len(groups) - 1, q.shape[1], k.shape[1], q.shape[2], near, scale)
-        call("attention", q.dtype, q, k, v, jobs, groups, out, lse, *ctx.sizes)
+        call_kernel("attention", q.dtype, q, k, v, jobs, groups, out, lse, *ctx.sizes)
         ctx.save_for_backward(q, k, v, jobs, groups, out, lse)
         return out
 
@@ -144,7 +146,7 @@ class Attended(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, jobs, groups, out, lse = ctx.saved_tensors
         into = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        call(
+        call_kernel(
             "attention_back",
             q.dtype,
             q,
@@ -161,7 +163,7 @@ class Attended(torch.autograd.Function):
         return *into, None, None, None, None
 
 
-apply_attended = applied(Attended)
+apply_attended = as_function(PackedAttention)
 
 
 def can_attend(q: Tensor, cap: float | None, dropout: float) -> bool:
@@ -180,7 +182,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if has_kernel_dtype(x) and cos.dtype == torch.float32:
         angles = cos.contiguous(), sin.contiguous()
-        call("rotate", x.dtype, x.contiguous(), *angles, out, *x.shape, sign)
+        call_kernel("rotate", x.dtype, x.contiguous(), *angles, out, *x.shape, sign)
         return out
     a, b = x.chunk(2, -1)
     first, second = out.chunk(2, -1)
@@ -189,7 +191,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     return out
 
 
-def norm(module: Any, x: Tensor, *, wide: bool = False) -> Tensor:
+def rms_norm(module: Any, x: Tensor, *, wide: bool = False) -> Tensor:
     """module(x), an RMS norm, in the precision of the product that follows.
 
     wide: in float32, as the module's own output is.
@@ -205,7 +207,7 @@ def norm(module: Any, x: Tensor, *, wide: bool = False) -> Tensor:
     return apply_normed(x, 1.0 + module.weight, module.eps, dtype)
 
 
-def mlp(module: Any, x: Tensor) -> Tensor:
+def gated_mlp(module: Any, x: Tensor) -> Tensor:
     """module(x), an MLP with a gate."""
     activation = getattr(module, "act_fn", None)
     silu = type(activation).__name__ in ("SiLU", "SiLUActivation")
@@ -225,7 +227,7 @@ def has_kernel(module: Any, x: Tensor) -> bool:
 
 def has_kernel_dtype(x: Tensor) -> bool:
     """Do the kernels take these numbers: float32 on a CPU, or those of autocast to bfloat16?"""
-    if not on_cpu(x) or library() is None:
+    if not on_cpu(x) or load_library() is None:
         return False
     if not torch.is_autocast_enabled("cpu"):
         return x.dtype == torch.float32
@@ -321,7 +323,11 @@ class Layout:
         outputs = list[Tensor]()
         for one in self.calls:
             mask = one.within(window)
-            rows = padded(q, one.query_BT), padded(k, one.key_BS), padded(v, one.key_BS)
+            rows = (
+                heads_as_rows(q, one.query_BT),
+                heads_as_rows(k, one.key_BS),
+                heads_as_rows(v, one.key_BS),
+            )
             with torch.autocast("cpu", enabled=False):
                 out_BHTD = attention(*rows, mask, own.scaling, cap, dropout)
             # [B, H, T, D] -> [B T, H D]: a row for each query, one call after the other
@@ -344,7 +350,7 @@ def hidden_states(
     if not can_encode(body):
         mask = None if bool(attention_NL.all()) else attention_NL.long()
         return body(input_ids=ids_NL, attention_mask=mask, use_cache=False).last_hidden_state
-    layout = arrange(ids_NL, attention_NL, start_N, group_N)
+    layout = arrange_rows(ids_NL, attention_NL, start_N, group_N)
     return F.embedding(layout.place_NL, encode(without_peft(body), layout))
 
 
@@ -393,7 +399,9 @@ def encode_agrees(body: Any) -> bool:
     ids_NL = torch.arange(16, device=weight.device).view(2, 8) * max(size // 16, 1) % size
     ids_NL[1, :3] = ids_NL[0, :3]
     start_N = torch.full((2,), 3, device=weight.device)
-    layout = arrange(ids_NL, torch.ones_like(ids_NL).bool(), start_N, torch.zeros_like(start_N))
+    layout = arrange_rows(
+        ids_NL, torch.ones_like(ids_NL).bool(), start_N, torch.zeros_like(start_N)
+    )
     modes = [(module, module.training) for module in body.modules()]
     body.eval()
     with torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
@@ -405,7 +413,7 @@ def encode_agrees(body: Any) -> bool:
     return gap < (1e-5 if weight.dtype in (torch.float32, torch.float64) else 5e-2)
 
 
-def arrange(
+def arrange_rows(
     ids_NL: Tensor,
     attention_NL: Tensor,
     start_N: Tensor | None = None,
@@ -417,14 +425,14 @@ def arrange(
     once, in the first of them, its leader.
     """
     if start_N is None or group_N is None:
-        return of_rows(ids_NL, attention_NL)
+        return layout_of_rows(ids_NL, attention_NL)
     lead_N = prompt_rows(ids_NL, start_N, group_N)
     if torch.equal(lead_N, torch.arange(len(ids_NL), device=ids_NL.device)):
-        return of_rows(ids_NL, attention_NL)
-    return of_shared_prompts(ids_NL, attention_NL, start_N, lead_N)
+        return layout_of_rows(ids_NL, attention_NL)
+    return layout_of_shared_prompts(ids_NL, attention_NL, start_N, lead_N)
 
 
-def of_rows(ids_NL: Tensor, attention_NL: Tensor) -> Layout:
+def layout_of_rows(ids_NL: Tensor, attention_NL: Tensor) -> Layout:
     """The layout of rows that share nothing: every real token once, causal attention in its row."""
     place_NL = token_indices(attention_NL)
     rows_M, at_M = attention_NL.nonzero(as_tuple=True)
@@ -446,7 +454,7 @@ def of_rows(ids_NL: Tensor, attention_NL: Tensor) -> Layout:
     )
 
 
-def of_shared_prompts(
+def layout_of_shared_prompts(
     ids_NL: Tensor, attention_NL: Tensor, start_N: Tensor, lead_N: Tensor
 ) -> Layout:
     """The layout of rows that read the prompt of row lead_N [N].
@@ -570,17 +578,19 @@ def encode(body: Any, layout: Any) -> Tensor:
     if isinstance(layout, Layout) and on_cpu(layout.ids_M) and torch.is_autocast_enabled("cpu"):
         layout = layout.even()
     x_MD = body.embed_tokens(layout.ids_M)
-    angles = rotations(body, x_MD, layout.position_M)
+    angles = rotary_angles(body, x_MD, layout.position_M)
     for layer in body.layers:
         kind = None if None in angles else getattr(layer.self_attn, "layer_type", None)
         if getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
-            x_MD = recomputed(block, layer, x_MD, angles[kind], layout, keep_rng=True)
+            x_MD = recompute_in_backward(
+                transformer_layer, layer, x_MD, angles[kind], layout, keep_rng=True
+            )
         else:
-            x_MD = block(layer, x_MD, angles[kind], layout)
-    return norm(body.norm, x_MD, wide=True)
+            x_MD = transformer_layer(layer, x_MD, angles[kind], layout)
+    return rms_norm(body.norm, x_MD, wide=True)
 
 
-def rotations(
+def rotary_angles(
     body: Any, x_MD: Tensor, position_M: Tensor
 ) -> dict[str | None, tuple[Tensor, Tensor]]:
     """cos and sin [M, 1, R / 2] of the rotary embedding by kind of layer.
@@ -598,38 +608,40 @@ def rotations(
     return {kind: of(kind) for kind in kinds} if kinds else {None: of()}
 
 
-def block(layer: Any, x_MD: Tensor, angles: tuple[Tensor, Tensor], layout: Any) -> Tensor:
+def transformer_layer(
+    layer: Any, x_MD: Tensor, angles: tuple[Tensor, Tensor], layout: Any
+) -> Tensor:
     """One layer, [M, D] -> [M, D]: x + attention(norm(x)), then x + mlp(norm(x)).
 
     Gemma 2 and 3 and OLMo 2 norm what is added, too; OLMo 2 only that.
     """
     before = getattr(layer, "input_layernorm", None)
-    h_MD = x_MD if before is None else norm(before, x_MD)
-    out_MD = attend(layer.self_attn, h_MD, angles, layout)
+    h_MD = x_MD if before is None else rms_norm(before, x_MD)
+    out_MD = self_attention(layer.self_attn, h_MD, angles, layout)
     if hasattr(layer, "post_feedforward_layernorm"):
-        x_MD = x_MD + norm(layer.post_attention_layernorm, out_MD)
+        x_MD = x_MD + rms_norm(layer.post_attention_layernorm, out_MD)
         between = getattr(layer, "pre_feedforward_layernorm", None)
-        out_MD = mlp(layer.mlp, x_MD if between is None else norm(between, x_MD))
-        return x_MD + norm(layer.post_feedforward_layernorm, out_MD)
+        out_MD = gated_mlp(layer.mlp, x_MD if between is None else rms_norm(between, x_MD))
+        return x_MD + rms_norm(layer.post_feedforward_layernorm, out_MD)
     if hasattr(layer, "resid_attn_dropout"):
         out_MD = layer.resid_attn_dropout(out_MD)
     x_MD = x_MD + out_MD
-    out_MD = mlp(layer.mlp, norm(layer.post_attention_layernorm, x_MD))
+    out_MD = gated_mlp(layer.mlp, rms_norm(layer.post_attention_layernorm, x_MD))
     if hasattr(layer, "resid_mlp_dropout"):
         out_MD = layer.resid_mlp_dropout(out_MD)
     return x_MD + out_MD
 
 
-def attend(own: Any, x_MD: Tensor, angles: tuple[Tensor, Tensor], layout: Any) -> Tensor:
+def self_attention(own: Any, x_MD: Tensor, angles: tuple[Tensor, Tensor], layout: Any) -> Tensor:
     """Self-attention of packed tokens, [M, D] -> [M, D]: the layout says what they read. A shared
     prompt's keys are read by every row.
     """
-    q, k, v = heads(own, x_MD)
+    q, k, v = query_key_value_heads(own, x_MD)
     if on_cpu(x_MD) and torch.is_autocast_enabled("cpu"):
         # finer, and attention's backward pass is two to four times as fast there
         q, k, v = q.float(), k.float(), v.float()
     if getattr(own, "use_rope", True):
-        q, k = rotated(q, *angles), rotated(k, *angles)
+        q, k = apply_rotary(q, *angles), apply_rotary(k, *angles)
     return own.o_proj(layout.read(own, q, k, v))
 
 
@@ -657,7 +669,7 @@ def attention(
     )
 
 
-def heads(own: Any, x_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def query_key_value_heads(own: Any, x_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of packed tokens, [M, heads, h] each.
 
     Normed where the family norms them: each head, or all as one.
@@ -678,17 +690,17 @@ def heads(own: Any, x_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     normed = hasattr(own, "q_norm")
     by_head = normed and own.q_norm.weight.numel() == own.head_dim
     if normed and not by_head:
-        q = norm(own.q_norm, q)
-        k = norm(own.k_norm, k)
+        q = rms_norm(own.q_norm, q)
+        k = rms_norm(own.k_norm, k)
     # [M, heads * h] -> [M, heads, h]
     q, k, v = (unflatten(y, 1, (-1, own.head_dim)) for y in (q, k, v))
     if by_head:
-        q = norm(own.q_norm, q, wide=True)
-        k = norm(own.k_norm, k, wide=True)
+        q = rms_norm(own.q_norm, q, wide=True)
+        k = rms_norm(own.k_norm, k, wide=True)
     return q, k, v
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position of the first 2 R of a head's h numbers: [M, H, h].
 
     In most families these are all of them.
@@ -724,7 +736,7 @@ def softcapped_attention(
     return F.dropout(weight, dropout, training=dropout > 0) @ v
 
 
-def padded(x: Tensor, place_BT: Tensor) -> Tensor:
+def heads_as_rows(x: Tensor, place_BT: Tensor) -> Tensor:
     """Packed heads as rows: [M, H, D], [B, T] -> [B, H, T, D]."""
     # a look-up of rows: its backward pass adds up the gradients of repeated ones
     rows = F.embedding(place_BT, x.flatten(1))

@@ -63,7 +63,7 @@ def set_product_library(name: str) -> None:
     matmul_settings().fp32_precision = ONEDNN.get(name, "none")
 
 
-def choose(
+def choose_product_library(
     model: nn.Module, device: torch.device, dtype: torch.dtype, known: str | None = None
 ) -> str:
     """Take the library for this model's products, and say which: `known` (what a run began with),
@@ -76,7 +76,7 @@ def choose(
         return DEFAULT
     name = known or os.environ.get(PIN)
     if name is None:
-        shape = shape_of(model)
+        shape = largest_product_shape(model)
         fit = (
             dtype == torch.float32
             and torch.backends.mkldnn.is_available()
@@ -93,7 +93,7 @@ def choose(
     return name
 
 
-def shape_of(model: nn.Module) -> tuple[int, int, int]:
+def largest_product_shape(model: nn.Module) -> tuple[int, int, int]:
     """rows, inner and columns of a product of the model's own: its largest matrix but the
     vocabulary's, and as many tokens as are quick.
     """
@@ -114,21 +114,23 @@ def cached_choice(rows: int, inner: int, columns: int) -> str:
     file = cache_folder() / f"products-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.json"
     with suppress(OSError, ValueError, KeyError):
         return str(json.loads(file.read_text())["library"])
-    found = picked(measured(rows, inner, columns))
+    found = pick_quickest(measure_libraries(rows, inner, columns))
     with suppress(OSError):  # where it cannot be written it is measured again the next time
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, json.dumps({"library": found}) + "\n")
     return found
 
 
-def picked(seconds: dict[str, float]) -> str:
+def pick_quickest(seconds: dict[str, float]) -> str:
     """The quickest, where it is clearly quicker than the default; else the default."""
     best = min(seconds, key=lambda name: seconds[name])
     return best if seconds[DEFAULT] >= MARGIN * seconds[best] else DEFAULT
 
 
 @torch.no_grad()
-def measured(rows: int, inner: int, columns: int, budget: float = BUDGET) -> dict[str, float]:
+def measure_libraries(
+    rows: int, inner: int, columns: int, budget: float = BUDGET
+) -> dict[str, float]:
     """Seconds of one product with each library whose float32 is float32, the least of what fits
     into the budget, in turns.
     """
@@ -140,7 +142,7 @@ def measured(rows: int, inner: int, columns: int, budget: float = BUDGET) -> dic
             torch.mm(
                 left, right.t(), out=out
             )  # a library prepares itself at its first product of a shape
-        if name == DEFAULT or exact(left, right, out):
+        if name == DEFAULT or is_exact_product(left, right, out):
             seconds[name] = float("inf")
     while time.perf_counter() < end or seconds[DEFAULT] == float("inf"):
         for name in seconds:
@@ -151,7 +153,7 @@ def measured(rows: int, inner: int, columns: int, budget: float = BUDGET) -> dic
     return seconds
 
 
-def exact(left: Tensor, right: Tensor, out: Tensor) -> bool:
+def is_exact_product(left: Tensor, right: Tensor, out: Tensor) -> bool:
     """Is left times right' what float32 can give, in its first rows?"""
     wanted = left[:16].double() @ right[:64].double().t()
     return float((out[:16, :64] - wanted).abs().max()) <= EXACT * float(wanted.abs().max())

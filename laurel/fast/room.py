@@ -40,6 +40,6 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
     What torch holds and does not use counts as free: the next tensor takes it.
     """
     if device.type != "cuda":
-        return machine.memory()
+        return machine.memory_sizes()
     free, every = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), every

@@ -16,18 +16,25 @@ from laurel.fast.autograd import unflatten
 from laurel.fast.decode import (
     PROBE_STARTS,
     STATIC_ROPES,
-    draw,
     has_hooks,
     probe_ids,
     probe_logits,
-    ropes,
+    rotary_parameters,
+    sample_tokens,
 )
 from laurel.fast.logprob import USUAL, WORST, rounding_tolerance
 from laurel.fast.lora import plain_lora
-from laurel.fast.packed import Attention, Layout, arrange, encode, softcapped_attention, window_of
+from laurel.fast.packed import (
+    Attention,
+    Layout,
+    arrange_rows,
+    encode,
+    softcapped_attention,
+    window_of,
+)
 from laurel.fast.policy_protocol import LanguageModel
 from laurel.fast.room import device_memory
-from laurel.fast.twin import Twin
+from laurel.fast.twin import SamplingCopy
 
 BOTH = 3.0
 """So many usual distances may lie between its logits and the model's own: both round.
@@ -41,7 +48,7 @@ Else each call makes it, and its graphs, anew.
 """
 
 
-class How(NamedTuple):
+class SamplingParameters(NamedTuple):
     """How tokens are drawn."""
 
     temperature: float = 1.0
@@ -49,7 +56,7 @@ class How(NamedTuple):
     top_p: float = 1.0
 
 
-class Buffers:
+class RowBuffers:
     """The state of R rows in flight, each at its place.
 
     keys, values [layers, R, reach, K, h]. token [R]: the last one. start [R]: length of the prompt.
@@ -97,13 +104,13 @@ class Buffers:
 
 
 @dataclass(frozen=True)
-class Reading(Layout):
+class PackedPrompts(Layout):
     """Prompts, packed: their keys and values go to all rows that go on from them.
 
     places: token `source` of the packed ones is in row `row` at `at`, three tensors.
     """
 
-    buffers: Buffers
+    buffers: RowBuffers
     places: tuple[Tensor, ...]
 
     def read(self, own: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -117,12 +124,12 @@ class Reading(Layout):
 
 
 @dataclass(frozen=True)
-class Step:
+class DecodeStep:
     """One token of each of the first B rows: written to its place, it reads those before it."""
 
     ids_M: Tensor
     position_M: Tensor
-    buffers: Buffers
+    buffers: RowBuffers
     reach: int
     masks: dict[Any, Tensor] = field(default_factory=dict[Any, Tensor])
 
@@ -168,13 +175,13 @@ class Step:
         return self.masks[window, dtype]
 
 
-class Static:
+class StaticDecoder:
     """The decoder of a policy: `refresh`, `ready` for room, `prefill`, then `advance` by tokens."""
 
     def __init__(self, policy: LanguageModel) -> None:
-        self.policy, self.twin = policy, Twin(policy)
-        self.made: Buffers | None = None
-        self.graphs = dict[tuple[int, int, How], Any]()
+        self.policy, self.twin = policy, SamplingCopy(policy)
+        self.made: RowBuffers | None = None
+        self.graphs = dict[tuple[int, int, SamplingParameters], Any]()
         self.addresses: tuple[int, ...] = ()
         self.pool: Any = None
         self.graphed = policy.device.type == "cuda"
@@ -185,7 +192,7 @@ class Static:
         self.shape = (self.config.num_hidden_layers, self.config.num_key_value_heads, own.head_dim)
 
     @property
-    def buffers(self) -> Buffers:
+    def buffers(self) -> RowBuffers:
         """The memory that `ready` made."""
         assert self.made is not None, "ready() comes first"
         return self.made
@@ -214,13 +221,13 @@ class Static:
         own = attention_of(self.policy).o_proj
         return self.twin.precision(getattr(own, "base_layer", own).weight)
 
-    def ready(self, rows: int, reach: int, longest: int) -> Buffers:
+    def ready(self, rows: int, reach: int, longest: int) -> RowBuffers:
         """Buffers of at least that size. Where larger ones take their place, graphs go, too."""
         asked, found = (rows, reach, longest), self.made
         there = (found.rows, found.reach, found.longest) if found else (0, 0, 0)
         if found is None or any(less < more for less, more in zip(there, asked, strict=True)):
             self.release()
-            found = Buffers(self.shape, *asked, self.dtype, self.policy.device)
+            found = RowBuffers(self.shape, *asked, self.dtype, self.policy.device)
         self.made = found
         found.open.zero_()
         return found
@@ -245,9 +252,9 @@ class Static:
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         for row, prompt in zip(ids, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
-        flat = arrange(ids, torch.arange(width) < lengths[:, None])
-        places = tuple(x.to(device) for x in places_of(flat, lengths, rows))
-        layout = Reading(**parts_of(flat, device), buffers=self.buffers, places=places)
+        flat = arrange_rows(ids, torch.arange(width) < lengths[:, None])
+        places = tuple(x.to(device) for x in cache_places(flat, lengths, rows))
+        layout = PackedPrompts(**layout_tensors(flat, device), buffers=self.buffers, places=places)
         # the last token of each prompt, of all of them one behind the other
         last = (lengths.cumsum(0) - 1).to(device)
         return self.read(layout, last)
@@ -260,7 +267,7 @@ class Static:
         state = self.buffers
         # the last token is not in the cache yet: it stands behind all that is
         position = state.start[:rows] + state.length[:rows] - 1
-        return self.read(Step(state.token[:rows], position, state, reach))
+        return self.read(DecodeStep(state.token[:rows], position, state, reach))
 
     def read(self, layout: Any, last: Tensor | None = None) -> Tensor:
         """Logits after the packed tokens, or some of them.
@@ -271,7 +278,7 @@ class Static:
             hidden = encode(self.twin.body, layout)
             return self.twin.logits(hidden if last is None else hidden[last])
 
-    def note(self, row_B: Tensor, logits: Tensor, how: How) -> None:
+    def note(self, row_B: Tensor, logits: Tensor, how: SamplingParameters) -> None:
         """Draw a token for rows that still speak, and note it.
 
         Who says an end token, or as much as it may, is closed.
@@ -280,7 +287,9 @@ class Static:
         open_B, length_B = state.open[row_B], state.length[row_B]
         # a row that has ended may be as long as the buffer: any number will do for it
         point_B = state.uniform[row_B, length_B.clamp(max=state.longest - 1)]
-        ids, logp = draw(logits, point_B, how.temperature, top_k=how.top_k, top_p=how.top_p)
+        ids, logp = sample_tokens(
+            logits, point_B, how.temperature, top_k=how.top_k, top_p=how.top_p
+        )
         # what is drawn for rows that have ended goes to the last column, which nobody reads
         into_B = torch.where(open_B, length_B, state.longest)
         state.out_ids[row_B, into_B] = ids
@@ -291,7 +300,7 @@ class Static:
         ended_B = (ids[:, None] == self.eos).any(1) | (length_B >= state.limit[row_B])
         state.open[row_B] = open_B & ~ended_B
 
-    def step(self, rows: int, reach: int, how: How) -> None:
+    def step(self, rows: int, reach: int, how: SamplingParameters) -> None:
         """One token more for the first `rows` places.
 
         The same calls on the same memory each time: a graph of it can be replayed.
@@ -299,7 +308,7 @@ class Static:
         self.note(self.buffers.every[:rows], self.forward(rows, reach), how)
 
     @torch.no_grad()
-    def advance(self, rows: int, reach: int, how: How) -> None:
+    def advance(self, rows: int, reach: int, how: SamplingParameters) -> None:
         """`step`; on CUDA the first of a kind as it is, all others as a graph of it."""
         key = (rows, reach, how)
         if key in self.graphs:
@@ -308,7 +317,7 @@ class Static:
         if self.graphed:
             self.capture(key)
 
-    def capture(self, key: tuple[int, int, How]) -> None:
+    def capture(self, key: tuple[int, int, SamplingParameters]) -> None:
         """A graph of a step. Where it cannot be made, steps are called one by one: that is said."""
         if not self.graphs:
             self.pool = torch.cuda.graph_pool_handle()
@@ -359,7 +368,7 @@ class Static:
         return torch.stack(found)
 
 
-def places_of(
+def cache_places(
     flat: Layout, lengths: Tensor, rows: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Where the keys of packed prompts go: token, row and position of every copy.
@@ -376,7 +385,7 @@ def places_of(
     return source, row_R.repeat_interleave(lengths[prompt_R]), flat.position_M[source]
 
 
-def parts_of(layout: Layout, device: torch.device) -> dict[str, Any]:
+def layout_tensors(layout: Layout, device: torch.device) -> dict[str, Any]:
     """All that a layout holds, by name, on a device."""
 
     def there(part: Any) -> Any:
@@ -401,7 +410,9 @@ def static_obstacle(policy: LanguageModel) -> str:
     if policy.device.type not in ("cpu", "cuda", "meta"):  # meta: what it would take is asked
         return f"the device is {policy.device.type}"
     body = getattr(policy.causal, policy.causal.base_model_prefix)
-    strange = sorted({kind for _, _, kind in ropes(body).values()}.difference(STATIC_ROPES))
+    strange = sorted(
+        {kind for _, _, kind in rotary_parameters(body).values()}.difference(STATIC_ROPES)
+    )
     if strange:
         return f"rotary embedding {strange[0]}"
     return "" if plain_lora(policy.model) else "adapters other than plain LoRA"
@@ -411,13 +422,13 @@ def static_because(policy: LanguageModel) -> str:
     """Why a policy is not sampled with static buffers, "" where it can be."""
     if not policy.packs:
         return "a family whose pass laurel does not write out"
-    if static_of(policy) is not None:
+    if static_decoder_of(policy) is not None:
         return ""
     return static_obstacle(policy) or "its logits would differ"
 
 
 @torch.no_grad()
-def static_of(policy: LanguageModel) -> Static | None:
+def static_decoder_of(policy: LanguageModel) -> StaticDecoder | None:
     """The policy's static decoder with its weights as they are now; None where it cannot be.
 
     Made, and checked against the model, once per policy.
@@ -428,7 +439,7 @@ def static_of(policy: LanguageModel) -> Static | None:
     if made is False or (made and made.policy is not policy):
         made, why = None, static_obstacle(policy)
         if not why:
-            made = Static(policy)
+            made = StaticDecoder(policy)
             made.refresh()
             why = made.check()
         policy.decoders["static"] = made = None if why else made

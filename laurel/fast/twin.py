@@ -60,7 +60,7 @@ class GatedMLP(nn.Module):
         return self.down_proj(self.activation(gate) * up)
 
 
-class Twin:
+class SamplingCopy:
     """Body and head of a policy as sampling computes them; `refresh` takes the weights as they are.
 
     A weight that has the policy's precision already, and no adapter, is used where it lies. All
@@ -157,7 +157,7 @@ class Twin:
 
     def copied(self, linears: list[Any]) -> bool:
         """Are these linear layers, of which one at least must be copied?"""
-        if not all(map(linear, linears)):
+        if not all(map(is_linear, linears)):
             return False
         return any(hasattr(one, "base_layer") or self.cast(one.weight) for one in linears)
 
@@ -171,7 +171,7 @@ class Twin:
 
     def made(self, module: Any, name: str) -> Any:
         """A module with its products and norms as sampling computes them; any other as it is."""
-        if linear(module):
+        if is_linear(module):
             return self.product(name, module)
         kind = type(module).__name__
         if kind in NORMS:
@@ -234,6 +234,6 @@ def replaceable_copy(module: Any) -> Any:
     return twin
 
 
-def linear(module: Any) -> bool:
+def is_linear(module: Any) -> bool:
     """Is it a linear layer, or one with adapters?"""
     return isinstance(getattr(module, "base_layer", module), nn.Linear)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from laurel.core.bound_objects import bound_object
 from laurel.core.errors import UsageError, nearest
-from laurel.model.folders import ADAPTERS, base_of, is_adapter
+from laurel.model.folders import ADAPTERS, adapter_base, is_adapter
 from laurel.model.objects import config_of
 from laurel.model.weights import check_finite, error_line, first_three, note_untied_head
 
@@ -69,7 +69,7 @@ def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
     """
     if not asked or list(asked) == [ALL]:
         return ALL  # every linear layer but the output head, by peft's own rule
-    modules, kinds = dict(model.named_modules()), adaptable()
+    modules, kinds = dict(model.named_modules()), adaptable_layers()
     fit = {name for name, module in modules.items() if isinstance(module, kinds)}
     known = sorted({name.rpartition(".")[2] for name in fit})
     # experts as one tensor: peft knows names for them that no module has
@@ -92,7 +92,7 @@ def targets(model: Any, asked: Sequence[str] | None) -> list[str] | str:
                 " and embeddings."
             )
             raise UsageError(what, where=OPTION, fix=f"Known: {', '.join(known)}.")
-        elif more := fit.intersection(matching(name, modules)):
+        elif more := fit.intersection(modules_matching(name, modules)):
             found |= more
         else:
             what = f"the model has no module `{name}` that LoRA fits."
@@ -105,7 +105,7 @@ def peft_error(error: ValueError, model: Any, asked: Sequence[str]) -> UsageErro
     known = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, adaptable())
+        if isinstance(module, adaptable_layers())
     }
     kind = re.match(r"Target module (\w+)", str(error))
     what = f"no adapter fits a {kind[1]}." if kind else error_line(error)
@@ -113,7 +113,7 @@ def peft_error(error: ValueError, model: Any, asked: Sequence[str]) -> UsageErro
     return UsageError(what, where=OPTION, fix=nearest(unknown[0], known) if unknown else "")
 
 
-def matching(name: str, modules: Mapping[str, Any]) -> set[str]:
+def modules_matching(name: str, modules: Mapping[str, Any]) -> set[str]:
     """The modules whose whole name a regular expression matches; none if it is no expression."""
     try:
         return {own for own in modules if re.fullmatch(name, own)}
@@ -121,7 +121,7 @@ def matching(name: str, modules: Mapping[str, Any]) -> set[str]:
         return set()
 
 
-def adaptable() -> tuple[type, ...]:
+def adaptable_layers() -> tuple[type, ...]:
     """The layers that LoRA fits."""
     from transformers.pytorch_utils import Conv1D
 
@@ -270,7 +270,7 @@ def adapter_errors(name: str) -> Generator[None]:
     except Exception as error:
         shapes = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         what = (
-            f"the adapter does not fit its base {base_of(name)}:"
+            f"the adapter does not fit its base {adapter_base(name)}:"
             f" {shapes[0] if shapes else error_line(error)}"
         )
         fix = (
@@ -303,7 +303,7 @@ def check_loaded(name: str, model: Any, report: Any, weights: Mapping[str, Any])
     check_finite(dict(weights), name)
 
 
-def merged(model: Any) -> Any:
+def merge_adapters(model: Any) -> Any:
     """The plain model with the adapters merged into its weights; `model` is used up.
 
     A model without adapters is returned as it is. Where output head and embedding are one tensor

@@ -108,7 +108,7 @@ def encode_prompt(
     shown_tools = as_tools(tools)
     messages = messages_for_template(tokenizer, prompt, tools=shown_tools).messages
     text = text_before_turn(tokenizer, messages, speaker, tools=shown_tools)
-    return _one_bos(tokenizer, _ids(tokenizer, text), template_name(tokenizer))
+    return _check_one_bos(tokenizer, _ids(tokenizer, text), template_name(tokenizer))
 
 
 def encode_reply(
@@ -246,7 +246,7 @@ def _text_row(tokenizer: Any, text: str) -> EncodedRow:
     """Plain text and one EOS; every token but the first is a target."""
     ids = _plain(tokenizer, text)
     # the first id apart, since a text may be a BOS alone that is the EOS, too
-    ids = ids[:1] + _closed(tokenizer, ids[1:])
+    ids = ids[:1] + _with_one_eos(tokenizer, ids[1:])
     mask = [position > 0 for position in range(len(ids))]
     return EncodedRow(ids, mask, text, (Span("text", 0, len(text)),))
 
@@ -276,7 +276,7 @@ def _pair(tokenizer: Any, prompt: str, completion: str, train_on: str) -> Encode
     """
     head = _plain(tokenizer, prompt)
     answer = encode_after(tokenizer, completion, prompt) if prompt else _ids(tokenizer, completion)
-    tail = _closed(tokenizer, answer)
+    tail = _with_one_eos(tokenizer, answer)
     everything = train_on == "all"
     mask = [everything] * len(head) + [True] * len(tail)
     text = prompt + completion
@@ -291,7 +291,7 @@ def _conversation(
 
     `first`: where the completion's turns begin.
     """
-    wanted, silent, notes = _chosen(messages, first, train_on)
+    wanted, silent, notes = _turns_to_train_on(messages, first, train_on)
     everything = train_on == "all"
     targets = range(len(messages)) if everything else wanted
     form = messages_for_template(
@@ -302,9 +302,9 @@ def _conversation(
     text, spans = turn_spans(tokenizer, form.messages, marked, tools=tools)
     if not everything:
         trained = "".join(text[span.start : span.end] for span in spans)
-        _all_trained(tokenizer, messages, wanted, trained)
+        _check_all_trained(tokenizer, messages, wanted, trained)
     ids, ranges = _token_ranges(tokenizer, text, spans)
-    _one_bos(tokenizer, ids, template_name(tokenizer))
+    _check_one_bos(tokenizer, ids, template_name(tokenizer))
     mask = [everything] * len(ids)
     for start, end in ranges:
         mask[start:end] = [not everything] * (end - start)
@@ -312,7 +312,7 @@ def _conversation(
     return EncodedRow(ids, mask, text, spans, (*form.left_out, *notes))
 
 
-def _chosen(
+def _turns_to_train_on(
     messages: Sequence[Message], first: int, train_on: str
 ) -> tuple[list[int], list[int], tuple[str, ...]]:
     """The turns to train on, the turns flagged not to be, and notes on flags without effect.
@@ -342,7 +342,7 @@ def _chosen(
     return wanted, silent, tuple(notes)
 
 
-def _all_trained(
+def _check_all_trained(
     tokenizer: Any, messages: Sequence[Message], wanted: Sequence[int], trained: str
 ) -> None:
     """UsageError where a text of a target turn is in none of the spans.
@@ -371,7 +371,7 @@ def _token_ranges(
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
     ids: Ids = tuple(encoded["input_ids"])
     offsets: list[tuple[int, int]] = encoded["offset_mapping"] if fast else []
-    if _cover(offsets, len(text)):
+    if _do_offsets_cover(offsets, len(text)):
         starts = [start for start, _ in offsets]
         return ids, [
             (bisect_left(starts, span.start), bisect_left(starts, span.end)) for span in spans
@@ -385,7 +385,7 @@ def _token_ranges(
     ]
 
 
-def _cover(offsets: Sequence[tuple[int, int]], length: int) -> bool:
+def _do_offsets_cover(offsets: Sequence[tuple[int, int]], length: int) -> bool:
     """Do the offsets cover a text of this length in order, without a gap?"""
     reach = last = 0
     for start, end in offsets:
@@ -470,10 +470,10 @@ def _plain(tokenizer: Any, text: str) -> Ids:
         return (bos,)
     if eos is not None and ids[-1] == eos and len(ids) > len(bare) and ids[-len(bare) :] != bare:
         ids = ids[:-1]
-    return _one_bos(tokenizer, ids, "prompt")
+    return _check_one_bos(tokenizer, ids, "prompt")
 
 
-def _closed(tokenizer: Any, ids: Ids) -> Ids:
+def _with_one_eos(tokenizer: Any, ids: Ids) -> Ids:
     """The ids with exactly one EOS at their end."""
     eos = tokenizer.eos_token_id
     if eos is None:
@@ -485,7 +485,7 @@ def _closed(tokenizer: Any, ids: Ids) -> Ids:
     return ids if ids[-1:] == (eos,) else (*ids, eos)
 
 
-def _one_bos(tokenizer: Any, ids: Ids, where: str) -> Ids:
+def _check_one_bos(tokenizer: Any, ids: Ids, where: str) -> Ids:
     """The ids; UsageError where two BOS tokens are in front of them."""
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == (bos, bos):

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
-from laurel.model.adapters import HEAD, adapter_shapes, load_on_body, merged, only_on_body
+from laurel.model.adapters import HEAD, adapter_shapes, load_on_body, merge_adapters, only_on_body
 from laurel.model.ends import ends_of
-from laurel.model.folders import base_of, check_folder, is_adapter
+from laurel.model.folders import adapter_base, check_folder, is_adapter
 from laurel.model.narrow import NARROW, cast_weights
 from laurel.model.objects import config_of, given_model
 from laurel.model.policy import load_causal
-from laurel.model.readback import places
+from laurel.model.readback import tensor_places
 from laurel.model.weights import error_line, load_model
 
 PAD = "<|pad|>"
@@ -25,7 +25,7 @@ HEADS = ("score", "classifier")
 """What transformers calls the linear layer on top."""
 
 
-def assembled(
+def load_with_head(
     name: str, labels: int, trained: bool, language: bool, adapters: bool, dtype: torch.dtype
 ) -> tuple[Any, Any, bool]:
     """A model with a head, from a folder or hub name.
@@ -33,19 +33,19 @@ def assembled(
     Returns the causal language model that it was made from (None under a trained head), the model
     with the head, and whether it keeps the folder's adapters.
     """
-    base = base_of(name) if is_adapter(name) else name
+    base = adapter_base(name) if is_adapter(name) else name
     on_body = is_adapter(name) and (trained or (adapters and only_on_body(name, body_name(base))))
     source = base if on_body else name
     if trained_labels(source):
         causal = None
         model = load_trained(source, labels, dtype)
     else:
-        causal = merged(load_causal(source, dtype, head=language))
+        causal = merge_adapters(load_causal(source, dtype, head=language))
         model = new_head(causal, labels)
     if on_body:
         load_on_body(name, model)
         body = getattr(model, model.base_model_prefix)
-        prepared = cast_weights(body, dtype) if adapters else merged(body)
+        prepared = cast_weights(body, dtype) if adapters else merge_adapters(body)
         setattr(model, model.base_model_prefix, prepared)
     return causal, model, on_body and adapters
 
@@ -78,7 +78,7 @@ def load_trained(name: str, labels: int, dtype: torch.dtype) -> Any:
 
 def read_head(head: nn.Linear, folder: Path) -> None:
     """Give a head the numbers that the files of a folder have for it, unrounded."""
-    in_files = places(folder)
+    in_files = tensor_places(folder)
     for tensor, parameter in head.named_parameters():
         names = [f"{kind}.{tensor}" for kind in HEADS if f"{kind}.{tensor}" in in_files]
         if names:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch, Outputs
-from laurel.fast.logprob import wide
+from laurel.fast.logprob import upcast_logits
 from laurel.fast.packed import hidden_states
 from laurel.model.classifier import bias_of, head_of
 from laurel.model.narrow import autocast_for, cast_weights, weight_dtype_of
@@ -76,7 +76,7 @@ class Critic:
         bfloat16 would have values to two or three digits.
         """
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.model["head"](wide(hidden)).squeeze(-1)
+            return self.model["head"](upcast_logits(hidden)).squeeze(-1)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [N, L, D] of a right-padded batch, of the critic's own body."""

@@ -23,7 +23,7 @@ CALL = {
 }
 
 
-def closing(tokenizer: Any) -> tuple[str, str] | None:
+def turn_closing(tokenizer: Any) -> tuple[str, str] | None:
     """What the template writes behind an assistant's turn: the last one, and every one.
 
     The second is the part of the first that stands behind earlier turns, too (an EOS can follow at
@@ -38,7 +38,7 @@ def closing(tokenizer: Any) -> tuple[str, str] | None:
     return last[1], everywhere or last[1]
 
 
-def call_closing(tokenizer: Any) -> str | None:
+def tool_call_closing(tokenizer: Any) -> str | None:
     """The same behind a tool call; None where the template shows none."""
     text = try_render(render, tokenizer, [QUESTION, CALL])
     mark = "laurelmark1x"
@@ -73,8 +73,8 @@ def learn_ends(model: Any, tokenizer: Any) -> list[str]:
     """
     generation = getattr(model, "generation_config", None)
     known = ends_of(tokenizer, generation)
-    tails = closing(tokenizer)
-    after_call = call_closing(tokenizer)
+    tails = turn_closing(tokenizer)
+    after_call = tool_call_closing(tokenizer)
     # (closing, whether only a special token of it counts)
     candidates = list[tuple[str, bool]]()
     if tails is not None:
@@ -90,7 +90,7 @@ def learn_ends(model: Any, tokenizer: Any) -> list[str]:
     if tails is not None:
         closing_ids = encode_after(tokenizer, tails[0].strip())
         if not (known | new).intersection(closing_ids):
-            notes.append(without_end(tails[0]))
+            notes.append(missing_end_warning(tails[0]))
     if new:
         names = ", ".join(f"`{tokenizer.decode([i])}`" for i in sorted(new))
         notes.append(
@@ -103,7 +103,7 @@ def learn_ends(model: Any, tokenizer: Any) -> list[str]:
     return notes
 
 
-def without_end(tail: str) -> str:
+def missing_end_warning(tail: str) -> str:
     """The warning about a closing at which sampling cannot stop."""
     how = (
         f"closes the assistant's turns with {tail!r}, which is plain text"

@@ -56,11 +56,11 @@ def weight_files(folder: Path) -> Iterator[Path]:
             yield folder / whole
             return
         if (folder / index).is_file():
-            yield from shards(folder / index)
+            yield from shard_files(folder / index)
             return
 
 
-def shards(index: Path) -> list[Path]:
+def shard_files(index: Path) -> list[Path]:
     """The files that an index names, each of which must be there."""
     named = read_object(index).get("weight_map")
     if not is_object(named) or not named:
@@ -127,7 +127,7 @@ def check_adapter(folder: Path) -> None:
 
     They must be LoRA, with their weights, on a base that is there and is no adapter itself.
     """
-    base = base_of(folder)
+    base = adapter_base(folder)
     where = str(folder / ADAPTER)
     if (Path(base) / ADAPTER).is_file():
         fix = "Merge that one first: peft's `merge_and_unload`, then `save_pretrained`."
@@ -155,7 +155,7 @@ def check_adapter(folder: Path) -> None:
     check_folder(base)
 
 
-def base_of(folder: str | Path) -> str:
+def adapter_base(folder: str | Path) -> str:
     """The model under an adapter: what its configuration names."""
     file = Path(folder) / ADAPTER
     base = read_object(file).get("base_model_name_or_path")

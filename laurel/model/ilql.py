@@ -14,10 +14,17 @@ from torch import Tensor, nn
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Batch, Outputs
-from laurel.fast.logprob import chunked_logprobs, wide
+from laurel.fast.logprob import chunked_logprobs, upcast_logits
 from laurel.model.narrow import autocast_for
 from laurel.model.policy import Policy, trained_positions
-from laurel.model.saving import auto_causal, largest, model_gap, precision, proven, rounding_note
+from laurel.model.saving import (
+    auto_causal,
+    largest_entry,
+    model_gap,
+    rounding_note,
+    saving_precision,
+    verified_folder,
+)
 from laurel.model.written import Piece, head_name, pieces_of, write_model
 
 HEADS = 2
@@ -59,7 +66,7 @@ class Heads:
         # the state of a token is at the position before it
         ids_M = batch.ids_NL[rows, at + 1]
         with torch.autocast(hidden_NLD.device.type, enabled=False):
-            found = self.read(wide(hidden_NLD[rows, at]), ids_M, wanted)
+            found = self.read(upcast_logits(hidden_NLD[rows, at]), ids_M, wanted)
 
         def placed(x_M: Tensor) -> Tensor:
             zeros_NT = torch.zeros(shape_NT, device=x_M.device, dtype=x_M.dtype)
@@ -127,15 +134,15 @@ class Heads:
             return policy.save(folder, merge=merge, dtype=dtype)
         causal: Any = policy.causal
         live: torch.dtype = next(causal.parameters()).dtype
-        kind = precision(live, policy.origin, dtype)
+        kind = saving_precision(live, policy.origin, dtype)
         fix = "It should be log pi + beta (Q - V): save with decode_beta 0, or report this."
-        with proven(Path(folder), "model", fix) as (made, gaps):
+        with verified_folder(Path(folder), "model", fix) as (made, gaps):
             policy.tokenizer.save_pretrained(made)
             write_model(causal, made, kind, replaced=self.folded_head(causal))
             wanted = self.wanted(policy)
             ids = {"input_ids": policy.probe()}
             gaps.append(model_gap(made, auto_causal(), wanted, live, ids, shape=log_softmax))
-        notes = rounding_note("log-probabilities", gaps[0][0], largest(wanted), live, kind)
+        notes = rounding_note("log-probabilities", gaps[0][0], largest_entry(wanted), live, kind)
         if causal is policy.model or merge:
             return notes
         what = (
@@ -170,7 +177,7 @@ class Heads:
 
     def advantage(self, hidden: Tensor) -> Tensor:
         """Q(s, .) - V(s), Q the mean of the heads: hidden states [..., D] -> [..., V]."""
-        hidden = wide(hidden)
+        hidden = upcast_logits(hidden)
         q = torch.stack([q(hidden) for q in self.all("q")]).mean(0)
         return q - self.model["v"](hidden)
 

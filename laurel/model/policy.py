@@ -28,7 +28,7 @@ from laurel.fast.logprob import (
     chunked_logprobs,
     rounding_tolerance,
     token_logprobs,
-    wide,
+    upcast_logits,
 )
 from laurel.fast.packed import can_encode, hidden_states
 from laurel.model.adapters import (
@@ -41,11 +41,11 @@ from laurel.model.adapters import (
 )
 from laurel.model.chat import ends_of, ensure_template
 from laurel.model.ends import learn_ends
-from laurel.model.folders import base_of, check_folder, is_adapter
+from laurel.model.folders import adapter_base, check_folder, is_adapter
 from laurel.model.narrow import NARROW, autocast_for, cast_weights
 from laurel.model.objects import given_model, given_tokenizer
 from laurel.model.render import without_template
-from laurel.model.saving import Origin, largest, origin_of, save_causal
+from laurel.model.saving import Origin, largest_entry, origin_of, save_causal
 from laurel.model.weights import error_line, guard_ids, load_model
 
 RECURRENT = ("mamba", "mamba2", "rwkv", "xlstm")
@@ -102,7 +102,7 @@ class Policy:
     @property
     def positions(self) -> int | None:
         """The longest row it can read; None: any."""
-        return positions_of(getattr(self.causal, "config", None))
+        return max_positions(getattr(self.causal, "config", None))
 
     @property
     def num_parameters(self) -> int:
@@ -130,7 +130,7 @@ class Policy:
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., V], float32 (float64 of a float64 model)."""
         with self.autocast():
-            logits = wide(self.causal.get_output_embeddings()(hidden))
+            logits = upcast_logits(self.causal.get_output_embeddings()(hidden))
         cap = getattr(self.causal.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -306,9 +306,9 @@ class Policy:
             probe = self.probe()
             ours = self.head(self.body(probe, use_cache=False).last_hidden_state)
             with self.autocast():
-                theirs = wide(self.causal(probe, use_cache=False).logits)
+                theirs = upcast_logits(self.causal(probe, use_cache=False).logits)
             self.logit_size = float(theirs.abs().max())
-            return ours.shape == theirs.shape and largest(
+            return ours.shape == theirs.shape and largest_entry(
                 ours - theirs
             ) <= WORST * rounding_tolerance(torch.float32, self.logit_size)
         finally:
@@ -456,7 +456,7 @@ def load_with_adapters(name: str, dtype: torch.dtype, *, head: bool) -> Any:
     import transformers
 
     try:
-        base = load_causal(base_of(name), dtype, head=head)
+        base = load_causal(adapter_base(name), dtype, head=head)
     except UsageError as error:
         raise UsageError(
             f"its base model cannot be loaded: {error}", where=f"model={name}"
@@ -482,7 +482,7 @@ def load_tokenizer(name: str) -> Any:
         return given
     check_folder(name)
     if is_adapter(name) and not (Path(name) / "tokenizer_config.json").is_file():
-        return load_tokenizer(base_of(name))
+        return load_tokenizer(adapter_base(name))
     auto: Any = transformers.AutoTokenizer
     try:
         return auto.from_pretrained(name)
@@ -564,7 +564,7 @@ def pick_threads(asked: int, parameters: int) -> int:
     return asked or (1 if parameters < 5_000_000 else default_threads())
 
 
-def positions_of(config: Any) -> int | None:
+def max_positions(config: Any) -> int | None:
     """The longest row of a model with this configuration; None where it has no such bound.
 
     ALiBi and recurrent models have none. With learned positions there are no more; rotary ones go
@@ -592,6 +592,6 @@ def positions_of(config: Any) -> int | None:
     return bound
 
 
-def shorter(*limits: int | None) -> int | None:
+def least_limit(*limits: int | None) -> int | None:
     """The least of several limits, of which None is none."""
     return min((limit for limit in limits if limit is not None), default=None)

@@ -23,7 +23,7 @@ KINDS = {name: dtype for dtype, name in NAMES.items()}
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where a tensor lies in a file."""
 
     file: Path
@@ -42,9 +42,9 @@ class Place:
         return from_numpy(data).view(self.dtype).view(shape)
 
 
-def places(folder: Path) -> dict[str, Place]:
+def tensor_places(folder: Path) -> dict[str, TensorPlace]:
     """Where each tensor of a folder lies."""
-    found: dict[str, Place] = {}
+    found: dict[str, TensorPlace] = {}
     for file in sorted(folder.glob("model*.safetensors")):
         with open(file, "rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
@@ -52,7 +52,7 @@ def places(folder: Path) -> dict[str, Place]:
         for name, entry in header.items():
             if name != "__metadata__":
                 where = 8 + size + entry["data_offsets"][0]
-                found[name] = Place(file, KINDS[entry["dtype"]], tuple(entry["shape"]), where)
+                found[name] = TensorPlace(file, KINDS[entry["dtype"]], tuple(entry["shape"]), where)
     return found
 
 
@@ -76,7 +76,7 @@ class ReadBack:
         # weights that no file holds under their name: transformers put them together
         self.in_memory: dict[int, Tensor] = {}
         # by id(parameter)
-        self.place: dict[int, Place] = {}
+        self.place: dict[int, TensorPlace] = {}
         self.names: dict[int, str] = {}
         self.find_places()
         self.unload()
@@ -87,7 +87,7 @@ class ReadBack:
 
     def find_places(self) -> None:
         """Note where in the folder each parameter lies, by any of its names."""
-        in_files = places(self.folder)
+        in_files = tensor_places(self.folder)
         # tied parameters have several names, of which a file holds one
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             if name in in_files and in_files[name].shape == tuple(parameter.shape):

@@ -9,7 +9,7 @@ from laurel.data.source import Row
 from laurel.model.chat import Supervised, encode_after, encode_prompt, encode_supervised
 
 
-def answers(columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def split_answers(columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The row's columns once for each answer it holds: chosen and rejected of a pair, ranked
     responses, else the row itself.
     """
@@ -21,7 +21,7 @@ def answers(columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [columns]
 
 
-def encodings(
+def encode_answers(
     policy: Any, row: Row, *, train_on: str | None, max_length: int | None
 ) -> list[Supervised]:
     """Every answer of a row as ids with the mask of its targets. Steps have their targets at their
@@ -31,7 +31,7 @@ def encodings(
         return [encode_steps(policy.tokenizer, row.columns, max_length=max_length)]
     return [
         encode_supervised(policy.tokenizer, one, train_on=train_on, max_length=max_length)
-        for one in answers(row.columns)
+        for one in split_answers(row.columns)
     ]
 
 

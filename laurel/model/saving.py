@@ -20,7 +20,7 @@ from laurel.core.bound_objects import bound_object
 from laurel.core.errors import LaurelError
 from laurel.core.files import atomic_folder
 from laurel.model.adapters import INSIDE, inside_of, peft_library
-from laurel.model.folders import base_of, is_adapter, looks_local
+from laurel.model.folders import adapter_base, is_adapter, looks_local
 from laurel.model.readback import ReadBack
 from laurel.model.written import NAMES, write_model
 
@@ -50,7 +50,7 @@ def origin_of(name: str) -> Origin:
     """
     if (model := bound_object(name)) is not None:
         return Origin("", getattr(model.config, "dtype", None))
-    base = base_of(name) if is_adapter(name) else name
+    base = adapter_base(name) if is_adapter(name) else name
     folder = Path(base)
     return Origin(str(folder.resolve()) if folder.exists() else base, stored_dtype(base))
 
@@ -80,7 +80,7 @@ def stored_dtype(name: str) -> torch.dtype | None:
     return getattr(torch, found, None) if isinstance(found, str) else found
 
 
-def precision(live: torch.dtype, origin: Origin, asked: str | None) -> torch.dtype:
+def saving_precision(live: torch.dtype, origin: Origin, asked: str | None) -> torch.dtype:
     """The precision to write a folder in: what is asked for, else the base's.
 
     The base's is taken only where it is narrower than that of the weights in memory (`live`).
@@ -92,7 +92,7 @@ def precision(live: torch.dtype, origin: Origin, asked: str | None) -> torch.dty
     return live
 
 
-def no_adapter(adapters: Any, origin: Origin) -> str:
+def why_no_adapter(adapters: Any, origin: Origin) -> str:
     """Why the adapters of a model cannot be saved as such, "" if they can."""
     if not origin.base:
         return "the model under the adapters is in no folder"
@@ -107,7 +107,7 @@ def no_adapter(adapters: Any, origin: Origin) -> str:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedAdapters:
     """Adapters as a file holds them: name -> tensor (the live ones), and their configuration."""
 
     tensors: dict[str, Tensor]
@@ -121,7 +121,7 @@ def as_saved(
     inside: str = "",
     task: str | None = None,
     head: Mapping[str, Tensor] | None = None,
-) -> Saved:
+) -> SavedAdapters:
     """The adapters of a PeftModel, named as PEFT names them for the whole model.
 
     inside: where in that model the PeftModel sits (its body, say). head: tensors of another layer
@@ -141,10 +141,10 @@ def as_saved(
         whole_layers = sorted({name.partition(".")[0] for name in head})
         config.modules_to_save = [*(config.modules_to_save or []), *whole_layers]
     config.task_type = task or config.task_type
-    return Saved(tensors, config)
+    return SavedAdapters(tensors, config)
 
 
-def write_adapters(saved: Saved, folder: Path, dtype: torch.dtype) -> None:
+def write_adapters(saved: SavedAdapters, folder: Path, dtype: torch.dtype) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -160,7 +160,7 @@ Logits = Callable[[], Tensor]
 
 @torch.no_grad()
 def adapters_gap(
-    saved: Saved, folder: Path, dtype: torch.dtype, logits: Logits
+    saved: SavedAdapters, folder: Path, dtype: torch.dtype, logits: Logits
 ) -> tuple[float, float]:
     """The gap between logits with a folder's adapters and with the live ones, and what is allowed.
 
@@ -180,7 +180,7 @@ def adapters_gap(
         return read[name].to(own)
 
     with temporarily_replaced(saved.tensors, from_file):
-        gap = largest(ours - logits())
+        gap = largest_entry(ours - logits())
     if gap == 0:
         return 0.0, 0.0
     generator = torch.Generator().manual_seed(0)
@@ -219,7 +219,7 @@ def temporarily_replaced(
             tensor.copy_(kept[name])
 
 
-def largest(difference: Tensor) -> float:
+def largest_entry(difference: Tensor) -> float:
     """The largest entry, whatever its sign; nan where one is."""
     return float(difference.abs().max())
 
@@ -251,7 +251,7 @@ def model_gap(
     if theirs.shape != ours.shape:
         return float("inf"), 0.0
     counts = slice(None) if compared is None else compared
-    gap = largest((ours - theirs)[counts])
+    gap = largest_entry((ours - theirs)[counts])
     if gap == 0:
         return 0.0, 0.0
     eps = max(torch.finfo(again.dtype).eps, torch.finfo(live).eps)
@@ -264,11 +264,13 @@ def allowed_gap(logits: Tensor, perturbed: Tensor, eps: float) -> float:
     One rounding of the weights, or of the largest logit: with few weights, random signs may leave
     the logits as they are.
     """
-    return ROUNDINGS * max(eps * largest(logits), largest(perturbed - logits))
+    return ROUNDINGS * max(eps * largest_entry(logits), largest_entry(perturbed - logits))
 
 
 @contextmanager
-def proven(folder: Path, what: str, fix: str) -> Generator[tuple[Path, list[tuple[float, float]]]]:
+def verified_folder(
+    folder: Path, what: str, fix: str
+) -> Generator[tuple[Path, list[tuple[float, float]]]]:
     """A folder to write into, and a list for (gap, allowed).
 
     LaurelError where a gap is larger than what is allowed: then what was written does not come to
@@ -319,7 +321,7 @@ def save_causal(policy: Any, folder: Path, merge: bool, dtype: str | None) -> li
     model = policy.model
     causal = policy.causal
     notes = list[str]()
-    why = no_adapter(model, policy.origin) if causal is not model else "no"
+    why = why_no_adapter(model, policy.origin) if causal is not model else "no"
     if not merge and not why:
         return save_adapters(policy, folder, dtype)
     fix = "The disk may be at fault: continue with --resume true to save again."
@@ -331,10 +333,10 @@ def save_causal(policy: Any, folder: Path, merge: bool, dtype: str | None) -> li
             " --save_merged false saves them."
         )
     live = next(causal.parameters()).dtype
-    kind = precision(live, policy.origin, dtype)
+    kind = saving_precision(live, policy.origin, dtype)
     ids = {"input_ids": policy.probe()}
     try:
-        with proven(folder, "model", fix) as (made, gaps):
+        with verified_folder(folder, "model", fix) as (made, gaps):
             policy.tokenizer.save_pretrained(made)
             write_model(causal, made, kind)
             ours = policy.probe_logits()
@@ -343,19 +345,19 @@ def save_causal(policy: Any, folder: Path, merge: bool, dtype: str | None) -> li
         if not why:
             write_adapters(as_saved(model, policy.origin), folder.parent / "adapter", torch.float32)
         raise
-    return [*notes, *rounding_note("logits", gaps[0][0], largest(ours), live, kind)]
+    return [*notes, *rounding_note("logits", gaps[0][0], largest_entry(ours), live, kind)]
 
 
 def save_adapters(policy: Any, folder: Path, dtype: str | None) -> list[str]:
     """The adapters as a PEFT folder, with tokenizer and end tokens."""
     saved = as_saved(policy.model, policy.origin)
     live = next(iter(saved.tensors.values())).dtype
-    kind = precision(live, policy.origin, dtype)
+    kind = saving_precision(live, policy.origin, dtype)
     fix = "Continue with --resume true to save again, or with --save_merged true."
-    with proven(folder, "adapter", fix) as (made, gaps):
+    with verified_folder(folder, "adapter", fix) as (made, gaps):
         policy.tokenizer.save_pretrained(made)
         if policy.causal.can_generate():
             policy.causal.generation_config.save_pretrained(made)
         write_adapters(saved, made, kind)
         gaps.append(adapters_gap(saved, made, kind, policy.probe_logits))
-    return rounding_note("logits", gaps[0][0], largest(policy.probe_logits()), live, kind)
+    return rounding_note("logits", gaps[0][0], largest_entry(policy.probe_logits()), live, kind)

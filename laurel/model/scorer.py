@@ -18,7 +18,7 @@ from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import write_atomic
 from laurel.core.sample import Batch, Outputs
 from laurel.core.tensors import forked_rng, row_norms
-from laurel.fast.logprob import WORST, rounding_tolerance, wide
+from laurel.fast.logprob import WORST, rounding_tolerance, upcast_logits
 from laurel.fast.packed import can_encode, hidden_states
 from laurel.model.adapters import with_lora
 from laurel.model.card import CARD, Card, read_card
@@ -26,9 +26,9 @@ from laurel.model.chat import encode_supervised, ensure_template
 from laurel.model.classifier import (
     HEADS,
     SEQUENCE,
-    assembled,
     auto_class,
     head_of,
+    load_with_head,
     own_padding,
     trained_labels,
 )
@@ -39,26 +39,26 @@ from laurel.model.objects import config_of
 from laurel.model.policy import (
     Policy,
     hide_progress_bars,
+    least_limit,
     load_tokenizer,
+    max_positions,
     pick_device,
     pick_dtype,
     pick_param_dtype,
-    positions_of,
-    shorter,
 )
 from laurel.model.render import without_template
 from laurel.model.saving import (
     Origin,
-    Saved,
+    SavedAdapters,
     adapters_gap,
     as_saved,
-    largest,
+    largest_entry,
     model_gap,
-    no_adapter,
     origin_of,
-    precision,
-    proven,
     rounding_note,
+    saving_precision,
+    verified_folder,
+    why_no_adapter,
     write_adapters,
 )
 from laurel.model.weights import LOADING, guard_ids
@@ -157,7 +157,7 @@ class Scorer:
         (float64 of a float64 model).
         """
         with self.autocast():
-            score = wide(head_of(self.model)(hidden))
+            score = upcast_logits(head_of(self.model)(hidden))
         return score[..., 0] if self.num_labels == 1 else score
 
     def forward(
@@ -247,7 +247,7 @@ class Scorer:
         was = self.model.training
         self.model.eval()
         try:
-            for chunk in by_budget([len(ids) for ids in every], token_budget):
+            for chunk in batches_by_budget([len(ids) for ids in every], token_budget):
                 ids_NL, attention_NL, _ = right_padded([every[i] for i in chunk], self.device)
                 yield chunk, self.hidden(ids_NL, attention_NL)
         finally:
@@ -280,11 +280,14 @@ class Scorer:
         scores two rows of different length as anybody would: padded on the right with the
         tokenizer's padding token.
         """
-        folder, kind = Path(folder), precision(weight_dtype_of(self.model), self.origin, dtype)
+        folder, kind = (
+            Path(folder),
+            saving_precision(weight_dtype_of(self.model), self.origin, dtype),
+        )
         fix = "The disk may be at fault: continue with --resume true to save again."
         if self.adapters is None:
             return self._save_whole(folder, kind, fix)
-        why = no_adapter(self.adapters, self.origin)
+        why = why_no_adapter(self.adapters, self.origin)
         if why:
             note = f"the whole scorer is saved, with the adapters merged in: {why}"
             return [note, *self._save_whole(folder, kind, fix)]
@@ -303,25 +306,27 @@ class Scorer:
     def _save_adapters(self, folder: Path, kind: torch.dtype, fix: str) -> list[str]:
         """Adapters and head as a PEFT folder, proven."""
         saved = self._as_saved()
-        with proven(folder, "scorer", fix) as (made, gaps):
+        with verified_folder(folder, "scorer", fix) as (made, gaps):
             self._write_files(made)
             write_adapters(saved, made, kind)
             gaps.append(adapters_gap(saved, made, kind, lambda: self.probe_scores()[0]))
         ours, _, _ = self.probe_scores()
-        return rounding_note("scores", gaps[0][0], largest(ours), weight_dtype_of(self.model), kind)
+        return rounding_note(
+            "scores", gaps[0][0], largest_entry(ours), weight_dtype_of(self.model), kind
+        )
 
     def _save_whole(self, folder: Path, kind: torch.dtype, fix: str) -> list[str]:
         """The whole model, adapters merged in, proven."""
         live = weight_dtype_of(self.model)
-        with proven(folder, "scorer", fix) as (made, gaps):
+        with verified_folder(folder, "scorer", fix) as (made, gaps):
             self._write_files(made)
             write_model(self.model, made, kind)
             ours, inputs, real = self.probe_scores()
             kept = auto_class(self.num_labels)
             gaps.append(model_gap(made, kept, ours, live, inputs, compared=real))
-        return rounding_note("scores", gaps[0][0], largest(ours), live, kind)
+        return rounding_note("scores", gaps[0][0], largest_entry(ours), live, kind)
 
-    def _as_saved(self) -> Saved:
+    def _as_saved(self) -> SavedAdapters:
         """Adapters and head as PEFT names them."""
         head = next(
             name for name in HEADS if isinstance(getattr(self.model, name, None), nn.Linear)
@@ -383,7 +388,7 @@ class Scorer:
         largest_hidden = float(row_norms(hidden.double()).max())
         largest_row = float(row_norms(head.weight.double()).max())
         size = largest_hidden * largest_row
-        return largest((ours - theirs)[real]) <= WORST * rounding_tolerance(
+        return largest_entry((ours - theirs)[real]) <= WORST * rounding_tolerance(
             weight_dtype_of(self.model), size
         )
 
@@ -423,7 +428,9 @@ def load_scorer(
     with LOADING, forked_rng():
         torch.default_generator.manual_seed(seed)
         stored = pick_param_dtype(param_dtype)
-        causal, model, kept = assembled(name, labels, bool(trained), language, adapters, stored)
+        causal, model, kept = load_with_head(
+            name, labels, bool(trained), language, adapters, stored
+        )
         tied = causal is not None and is_tied(causal)
         own_padding(tokenizer, model)
     origin = origin_of(name)
@@ -464,7 +471,7 @@ def outputs_of(name: str, trained: int, wanted: int | None) -> int:
 def card_of(name: str, trained: bool, model: Any) -> Card:
     """The folder's card, or a new one, with a length that the model has positions for."""
     card = read_card(name) if trained else Card()
-    return replace(card, max_length=shorter(card.max_length, positions_of(model.config)))
+    return replace(card, max_length=least_limit(card.max_length, max_positions(model.config)))
 
 
 def language_of(scorer: Scorer, causal: Any, tied: bool, name: str) -> Policy:
@@ -519,7 +526,7 @@ def right_padded(rows: Sequence[Ids], device: Any) -> tuple[Tensor, Tensor, Tens
     return ids_NL, wide_L < length_N[:, None], length_N - 1
 
 
-def by_budget(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+def batches_by_budget(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Rows of similar length together, longest first, at most `token_budget` padded tokens in each
     chunk (a longer row goes alone).
     """

@@ -40,7 +40,7 @@ class Piece(NamedTuple):
     mark: str
 
 
-class Written(NamedTuple):
+class ShownConversation(NamedTuple):
     """A conversation in the form that the template shows, and what of it may be left out."""
 
     messages: list[dict[str, Any]]
@@ -54,7 +54,7 @@ def messages_for_template(
     targets: Sequence[int] = (),
     tools: Tools = None,
     tools_needed: bool = False,
-) -> Written:
+) -> ShownConversation:
     """`messages` in the form that the template shows, and what it leaves out.
 
     UsageError where a turn's content or tool call is left out, or the thought of a target turn
@@ -63,18 +63,18 @@ def messages_for_template(
     fields such as `name`. Tools that are not shown are refused where `tools_needed`.
     """
     if not messages:
-        return Written([], ())
+        return ShownConversation([], ())
     conversation = [spoken(message) for message in messages]
     # of the first form that the template renders at all
     problem: UsageError | None = None
     for number, form in enumerate(conversation_forms(conversation)):
         if try_render(render, tokenizer, form, tools=tools) is None:
             continue
-        found = losses(tokenizer, conversation, number, targets, tools, tools_needed)
+        found = template_losses(tokenizer, conversation, number, targets, tools, tools_needed)
         if not found.refused and found.opening is None:
-            return Written(form, found.allowed)
+            return ShownConversation(form, found.allowed)
         if problem is None:
-            problem = left_out(tokenizer, found.refused) if found.refused else found.opening
+            problem = left_out_error(tokenizer, found.refused) if found.refused else found.opening
     if problem is None:
         # raises with the reason
         render(tokenizer, conversation, tools=tools)
@@ -82,7 +82,7 @@ def messages_for_template(
     raise problem
 
 
-def left_out(tokenizer: Any, refused: Sequence[str]) -> UsageError:
+def left_out_error(tokenizer: Any, refused: Sequence[str]) -> UsageError:
     """The error that names what the template leaves out."""
     call = "Call the role `system`, or g" if any("(developer)" in what for what in refused) else "G"
     what = f"the template leaves out {', '.join(dict.fromkeys(refused))}."
@@ -131,7 +131,7 @@ def _call_in_text(call: Any) -> Any:
     return {**call, "function": {**inner, "arguments": arguments}}
 
 
-class Losses(NamedTuple):
+class TemplateLosses(NamedTuple):
     """What a template leaves out of a conversation.
 
     refused, allowed: names of what must be shown, and of what may be left out. opening: the error
@@ -143,19 +143,19 @@ class Losses(NamedTuple):
     opening: UsageError | None
 
 
-def losses(
+def template_losses(
     tokenizer: Any,
     conversation: Conversation,
     number: int,
     targets: Sequence[int],
     tools: Tools,
     tools_needed: bool,
-) -> Losses:
+) -> TemplateLosses:
     """What the template leaves out of a form of the conversation, by its number in `forms`."""
     form = conversation_forms(conversation)[number]
     text = render(tokenizer, form, tools=tools)
     pieces, marked = with_marks(conversation)
-    hidden, openings = in_marks(
+    hidden, openings = hidden_marks(
         tokenizer,
         template_of(tokenizer),
         _key(conversation_forms(marked)[number]),
@@ -168,8 +168,8 @@ def losses(
     refused, allowed = sorted_losses(missing, conversation, targets, question)
     if tools and text == try_render(render, tokenizer, form):
         (refused if tools_needed else allowed).append("`tools`")
-    problem = two_openings(tokenizer, *openings[0], question) if openings else None
-    return Losses(refused, tuple(dict.fromkeys(allowed)), problem)
+    problem = two_openings_error(tokenizer, *openings[0], question) if openings else None
+    return TemplateLosses(refused, tuple(dict.fromkeys(allowed)), problem)
 
 
 def sorted_losses(
@@ -195,7 +195,7 @@ def sorted_losses(
     return refused, allowed
 
 
-def two_openings(tokenizer: Any, turn: int, opening: str, question: int) -> UsageError:
+def two_openings_error(tokenizer: Any, turn: int, opening: str, question: int) -> UsageError:
     """The error of a turn that begins with `opening` in sampling and without it in training."""
     last = "Train on the last turn alone with --train_on last, or g" if turn < question else "G"
     what = (
@@ -236,7 +236,7 @@ def outer_whitespace(text: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=4096)
-def in_marks(
+def hidden_marks(
     tokenizer: Any, template: str, messages_json: str, tools_json: str, targets: tuple[int, ...]
 ) -> tuple[frozenset[str], tuple[tuple[int, str], ...]]:
     """The marks that the template hides, and the target turns that it begins in two ways.

@@ -44,7 +44,7 @@ def spoken(message: Mapping[str, Any]) -> dict[str, Any]:
         if key not in left_out and value is not None and value != []
     }
     shown.setdefault("content", "")
-    calls = from_json(shown.get("tool_calls"))
+    calls = parse_json_text(shown.get("tool_calls"))
     if is_object(shown.get("function_call")) and not calls:
         calls = [shown.pop("function_call")]
     if is_sequence(calls):
@@ -72,11 +72,11 @@ def _call(call: Any) -> Any:
     return {
         "type": "function",
         **outer,
-        "function": {**inner, "arguments": from_json(inner.get("arguments") or {})},
+        "function": {**inner, "arguments": parse_json_text(inner.get("arguments") or {})},
     }
 
 
-def from_json(value: Any) -> Any:
+def parse_json_text(value: Any) -> Any:
     """JSON text of a list or object, parsed; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
@@ -88,7 +88,7 @@ def from_json(value: Any) -> Any:
 
 def as_tools(value: Any) -> list[Any] | None:
     """A row's `tools` as a list of objects, also from JSON text; None where they are none."""
-    tools = from_json(value)
+    tools = parse_json_text(value)
     if not is_list(tools) or not tools:
         return None
     return tools if all(is_object(tool) for tool in tools) else None

@@ -199,15 +199,15 @@ def mismatch_cause(
     every: all of the model's.
     """
     return (
-        other_kind_of_file(lost, over)
-        or other_depth(lost, over, every)
-        or lost_head(model, lost)
+        other_kind_advice(lost, over)
+        or other_depth_advice(lost, over, every)
+        or lost_head_advice(model, lost)
         or "config.json and the weights do not belong together, or files are missing: copy or"
         " download the folder again."
     )
 
 
-def other_kind_of_file(lost: Sequence[str], over: Sequence[str]) -> str:
+def other_kind_advice(lost: Sequence[str], over: Sequence[str]) -> str:
     """What to do about files that hold something other than a plain language model, "" if not."""
     if any(re.search(r"\.lora_[AB]\b|\.base_layer\.", tensor) for tensor in over):
         return (
@@ -220,14 +220,14 @@ def other_kind_of_file(lost: Sequence[str], over: Sequence[str]) -> str:
         )
     if any(re.search(r"(scales?|scale_inv|qweight|qzeros|SCB|absmax)$", tensor) for tensor in over):
         return "The model is quantised: take it in bfloat16 or float32."
-    if lost and over and (found := wrapper(lost, over)):
+    if lost and over and (found := wrapped_names_advice(lost, over)):
         return found
     if any(re.match(r"(score|classifier)\.", tensor) for tensor in over):
         return "The folder holds a trained scorer: give the language model that it was made from."
     return ""
 
 
-def other_depth(lost: Sequence[str], over: Sequence[str], every: Sequence[str]) -> str:
+def other_depth_advice(lost: Sequence[str], over: Sequence[str], every: Sequence[str]) -> str:
     """What to do where config.json and the files differ in the number of layers, else ""."""
     layers = layer_numbers(every)
     deepest = max(layer_numbers(over), default=-1) + 1
@@ -246,7 +246,7 @@ def other_depth(lost: Sequence[str], over: Sequence[str], every: Sequence[str]) 
     )
 
 
-def lost_head(model: Any, lost: Sequence[str]) -> str:
+def lost_head_advice(model: Any, lost: Sequence[str]) -> str:
     """What to do where the files lack the output head and nothing else, else ""."""
     modules: list[tuple[str, Any]] = list(model.named_modules()) if lost else []
     head: Any = model.get_output_embeddings() if lost else None
@@ -260,7 +260,7 @@ def lost_head(model: Any, lost: Sequence[str]) -> str:
     )
 
 
-def wrapper(lost: Sequence[str], over: Sequence[str]) -> str:
+def wrapped_names_advice(lost: Sequence[str], over: Sequence[str]) -> str:
     """What to do where the files' names have a part too many, else "".
 
     Taking it out of the names has to give the names that are looked for.

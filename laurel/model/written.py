@@ -104,11 +104,11 @@ def adapted_tensors(layer: Any, prefix: str) -> dict[str, Piece]:
             rows = merged_by_rows(layer)
         if rows is None:
             rows = merged_by_peft(layer, own_name)
-        found[name] = Piece(piece.shape, piece.dtype, rows, identity(layer, piece))
+        found[name] = Piece(piece.shape, piece.dtype, rows, tensor_key(layer, piece))
     return found
 
 
-def identity(layer: Any, piece: Piece) -> Any:
+def tensor_key(layer: Any, piece: Piece) -> Any:
     """The key of a changed tensor among the names of one tensor; None where there is one name.
 
     peft trains single tokens of an embedding and of the head tied to it together.
@@ -122,7 +122,7 @@ def merged_by_peft(layer: Any, name: str) -> Callable[[int, int], Tensor]:
     """Rows of a module's tensor, read while peft has its adapters merged."""
 
     def rows(start: int, stop: int) -> Tensor:
-        with merging(layer) as base:
+        with merged_while_open(layer) as base:
             if name in dict(base.named_parameters()):
                 tensor = base.get_parameter(name)
             else:
@@ -133,7 +133,7 @@ def merged_by_peft(layer: Any, name: str) -> Callable[[int, int], Tensor]:
 
 
 @contextmanager
-def merging(layer: Any) -> Generator[Any]:
+def merged_while_open(layer: Any) -> Generator[Any]:
     """Merges the adapters of a module, and yields the module under them.
 
     Afterwards its own weights are back, bit by bit.
@@ -272,14 +272,14 @@ def original_layout(model: Any, pieces: dict[str, Piece]) -> dict[str, Piece]:
     for name in pieces:
         layer = LAYER.match(name)
         groups.setdefault(layer[0] if layer else name, []).append(name)
-    by_layer = converted(model, pieces, groups, hollow)
+    by_layer = convert_pieces(model, pieces, groups, hollow)
     if by_layer.keys() == named.keys():
         return by_layer
     # some tensor is made of several layers: convert all together
-    return converted(model, pieces, {"": list(pieces)}, hollow)
+    return convert_pieces(model, pieces, {"": list(pieces)}, hollow)
 
 
-def converted(
+def convert_pieces(
     model: Any,
     pieces: Mapping[str, Piece],
     groups: Mapping[str, list[str]],

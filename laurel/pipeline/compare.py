@@ -17,7 +17,7 @@ from laurel.core.errors import UsageError
 from laurel.core.files import write_atomic
 from laurel.core.sample import Group
 from laurel.data.source import Row
-from laurel.eval.evaluate import divergence, sample_and_score
+from laurel.eval.evaluate import sample_and_score, sampled_kl
 from laurel.measure.best_of_n import best_of_n, best_of_n_bound
 from laurel.measure.curves import commonest_text, fall_from_peak
 from laurel.measure.intervals import Interval, bootstrap_mean, paired_difference
@@ -99,7 +99,7 @@ def score_figures(scores: Mapping[str, PromptScores], gold: str) -> dict[str, In
 
 def answer_figures(answers: Mapping[str, Sequence[Group]], start: Policy) -> dict[str, Interval]:
     """How far the policy's answers are from the start, and what each model's answers are like."""
-    drift = divergence(answers["policy"], start)
+    drift = sampled_kl(answers["policy"], start)
     figures = {"KL to the start, nats per answer": drift["sampled/kl"]}
     for name, groups in answers.items():
         figures |= text_figures(groups, name)

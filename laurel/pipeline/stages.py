@@ -20,7 +20,7 @@ from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
 from laurel.model.policy import load_policy
 from laurel.pipeline.plan import Plan, Preferring, Sampling
-from laurel.reward.mixture import Mixture, listed
+from laurel.reward.mixture import Mixture, as_result_list
 from laurel.rollout.sampler import Sampler, rollout
 
 AT_ONCE = 32  # prompts answered between two lines of a file: what a kill can cost
@@ -215,7 +215,7 @@ def ask_judge(
     prompts = [group.row["prompt"]] * len(first)
     try:
         returned = judge(prompts=prompts, first=first, second=second, **columns)
-        opinions = listed(returned, len(first))
+        opinions = as_result_list(returned, len(first))
     except Exception as error:
         what = f"raised {type(error).__name__}: {error}."
         raise LaurelError(what, where=f"{where}, prompt {group.prompt}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from laurel.core.metric_catalogue import Meaning
+from laurel.core.metric_catalogue import MetricMeaning
 from laurel.report.collect import Series, Story
 from laurel.report.plots import line_chart, time_chart
 from laurel.report.verdict import finite, meaning_of, out_of_range, set_of, show, window
@@ -71,7 +71,7 @@ class Panel:
     start: str
     now: str
     unit: str
-    meaning: Meaning | None
+    meaning: MetricMeaning | None
     alarm: bool
     constant: bool = False
 
@@ -153,7 +153,7 @@ def _start_and_now(name: str, values: Sequence[float]) -> tuple[float | None, fl
     return (start if len(values) > 1 else None), now
 
 
-def _unit(meaning: Meaning | None) -> str:
+def _unit(meaning: MetricMeaning | None) -> str:
     """The unit of a metric, where it has one that is worth writing."""
     return meaning.unit if meaning and meaning.unit not in ("-", "share", "ratio") else ""
 
@@ -171,7 +171,7 @@ def _time_panel(title: str, parts: dict[str, Series]) -> Panel:
     totals = {label: sum(finite(series)) for label, series in parts.items()}
     whole = sum(totals.values()) or 1.0
     shares = ", ".join(f"{label} {total / whole:.0%}" for label, total in totals.items())
-    meaning = Meaning(
+    meaning = MetricMeaning(
         "seconds of a step, by what they were spent on",
         "seconds",
         "sampling is the largest part",

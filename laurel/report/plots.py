@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from laurel.core.metric_catalogue import Meaning
+from laurel.core.metric_catalogue import MetricMeaning
 from laurel.report.collect import Series
 from laurel.report.verdict import finite, show
 
@@ -58,7 +58,7 @@ def line_chart(
     lines: Mapping[str, Series],
     *,
     name: str = "",
-    meaning: Meaning | None = None,
+    meaning: MetricMeaning | None = None,
     log: bool = False,
 ) -> str:
     """An SVG of one or several metrics over steps.
@@ -148,7 +148,7 @@ def smoothed(values: list[float]) -> list[float]:
     return averaged
 
 
-def _limits(axes: Axes, lines: Sequence[Series], meaning: Meaning | None) -> None:
+def _limits(axes: Axes, lines: Sequence[Series], meaning: MetricMeaning | None) -> None:
     """Shares are seen whole or from 0.
 
     A limit of the catalogue is drawn where it is within sight.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from laurel.core.errors import UsageError
-from laurel.core.metric_catalogue import Meaning
+from laurel.core.metric_catalogue import MetricMeaning
 from laurel.core.metrics import explain
 from laurel.measure.curves import commonest_text, fall_from_peak
 from laurel.measure.intervals import Interval, share_difference, unpaired_difference
@@ -202,7 +202,7 @@ def findings(story: Story) -> list[Finding]:
     return sorted(found, key=lambda finding: ("bad", "warn", "note").index(finding.level))
 
 
-def meaning_of(name: str) -> Meaning | None:
+def meaning_of(name: str) -> MetricMeaning | None:
     """The catalogue's entry; None for a metric of the user's own."""
     try:
         return explain(name)
@@ -210,7 +210,7 @@ def meaning_of(name: str) -> Meaning | None:
         return None
 
 
-def out_of_range(value: float, meaning: Meaning | None) -> bool:
+def out_of_range(value: float, meaning: MetricMeaning | None) -> bool:
     """Is the value beyond what the catalogue calls healthy?"""
     if meaning is None:
         return False

@@ -12,7 +12,7 @@ from laurel.core.protocols import Verifier
 from laurel.core.result import Result
 from laurel.core.sample import Group, Key, Message, Sample
 from laurel.reward.load import Reward, is_verifier, load_reward
-from laurel.reward.mixture import Call, run_all
+from laurel.reward.mixture import RewardCall, run_all
 
 SECONDS = 60.0
 
@@ -55,5 +55,5 @@ def judge_one(reward: Reward, answer: str, row: Mapping[str, Any]) -> Result:
         text=answer,
         turns=(Message(role="assistant", content=answer),),
     )
-    ((result,),) = run_all([reward], Call.of([Group("0", row, (sample,))]), SECONDS)
+    ((result,),) = run_all([reward], RewardCall.of([Group("0", row, (sample,))]), SECONDS)
     return result

@@ -35,7 +35,9 @@ def humaneval(answer: str, row: Mapping[str, Any]) -> Result:
     prompt, entry_point = row["prompt"], row["entry_point"]
     program = whole_program(prompt, visible_answer(answer), entry_point)
     helpers = prompt[
-        : max((match.start() for match in definition(entry_point).finditer(prompt)), default=0)
+        : max(
+            (match.start() for match in definition_pattern(entry_point).finditer(prompt)), default=0
+        )
     ]
     return judge(program, f"{helpers}\n{row['test']}\n\ncheck({entry_point})\n")
 
@@ -50,16 +52,16 @@ def code(answer: str, row: Mapping[str, Any]) -> Result:
     """
     if "entry_point" in row and "test" in row:
         return humaneval(answer, row)
-    tests = lines(row.get("tests")) or lines(row.get("test_list"))
+    tests = code_text(row.get("tests")) or code_text(row.get("test_list"))
     if not tests:
         return Failed("the row has no `tests` and no `test_list`")
     setup = "\n".join(
-        filter(None, (lines(row.get("test_imports")), lines(row.get("test_setup_code"))))
+        filter(None, (code_text(row.get("test_imports")), code_text(row.get("test_setup_code"))))
     )
-    return judge(extract(visible_answer(answer), ""), f"{tests}\n", setup)
+    return judge(extract_program(visible_answer(answer), ""), f"{tests}\n", setup)
 
 
-def lines(value: Any) -> str:
+def code_text(value: Any) -> str:
     """A column of code as one text: a text, or a list of texts."""
     parts = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
     return "\n".join(part for part in parts if isinstance(part, str) and part.strip()).replace(
@@ -67,7 +69,7 @@ def lines(value: Any) -> str:
     )
 
 
-def definition(entry_point: str) -> re.Pattern[str]:
+def definition_pattern(entry_point: str) -> re.Pattern[str]:
     """Where a function is defined at the left margin."""
     return re.compile(rf"^(?:async\s+)?def {re.escape(entry_point)}\b", re.MULTILINE)
 
@@ -77,14 +79,14 @@ def whole_program(prompt: str, answer: str, entry_point: str) -> str:
 
     An answer that defines the function itself keeps what the prompt has before it.
     """
-    source = extract(answer, entry_point)
-    if not definition(entry_point).search(source):
+    source = extract_program(answer, entry_point)
+    if not definition_pattern(entry_point).search(source):
         return prompt + source
-    starts = [match.start() for match in definition(entry_point).finditer(prompt)]
+    starts = [match.start() for match in definition_pattern(entry_point).finditer(prompt)]
     return prompt[: starts[-1]] + "\n" + source if starts else source
 
 
-def extract(answer: str, entry_point: str) -> str:
+def extract_program(answer: str, entry_point: str) -> str:
     """The program in an answer: the last fenced block that defines `entry_point`, else the last
     block, else the answer as it is.
     """

@@ -35,7 +35,7 @@ def holds_exactly(truth: Any, answer: Any, percent: bool) -> bool:
     """
     from sympy import Basic, Float, N
 
-    left, right = value(truth), value(answer)
+    left, right = number_value(truth), number_value(answer)
     if left is None or right is None:
         return is_equation(truth) == is_equation(answer) or not {
             is_equation(truth),
@@ -53,7 +53,7 @@ def holds_exactly(truth: Any, answer: Any, percent: bool) -> bool:
     return False
 
 
-def value(expression: Any) -> Any:
+def number_value(expression: Any) -> Any:
     """The number that an expression is, or that an equation gives its letter; None for anything
     else.
     """

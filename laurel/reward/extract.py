@@ -10,11 +10,11 @@ from typing import Any
 
 from laurel.data import final_answer
 from laurel.data.non_answers import without_question
-from laurel.data.numbers import Quantity, read, same_quantity
+from laurel.data.numbers import Quantity, read_last_number, same_quantity
 from laurel.data.strip_thinking import visible_answer
 
 
-def column(row: Mapping[str, Any], name: str = "answer") -> str | None:
+def text_column(row: Mapping[str, Any], name: str = "answer") -> str | None:
     """A column of the row as text, or None where it is absent or empty.
 
     Without an `answer`, the row's `completion` stands in for it.
@@ -41,7 +41,7 @@ def own_words(answer: str, row: Mapping[str, Any]) -> str:
 
 def boxed(text: str) -> list[str]:
     r"""The contents of every outermost \boxed{...}, in order."""
-    return final_answer.boxed(text)
+    return final_answer.boxed_contents(text)
 
 
 def unboxed_answer(text: str) -> str:
@@ -56,22 +56,22 @@ def final_number(text: str) -> Fraction | None:
     "so 49 - 10 = 39." is 39; "$1,234.00" is 1234; "1/2" is Fraction(1, 2); "50%" is 50; "3 or 4",
     "1 2 3 4", "9**9" and "2√3" are None.
     """
-    quantity = read(text).quantity
+    quantity = read_last_number(text).quantity
     return None if quantity is None else quantity.value
 
 
 def gold_quantity(text: str) -> Quantity | None:
     """The number that a row's gold is: in its last box, else where it settles."""
-    return read(
-        (final_answer.boxed(text) or [final_answer.unboxed_answer(text)])[-1], formula=True
+    return read_last_number(
+        (final_answer.boxed_contents(text) or [final_answer.unboxed_answer(text)])[-1], formula=True
     ).quantity
 
 
 def final_quantity(text: str) -> tuple[Quantity | None, str]:
     """The number that an answer settles on, or None and the reason: none, or boxes that differ."""
-    boxes = final_answer.boxed(text)
+    boxes = final_answer.boxed_contents(text)
     found = [
-        read(part, formula=bool(boxes)).quantity
+        read_last_number(part, formula=bool(boxes)).quantity
         for part in boxes or [final_answer.unboxed_answer(text)]
     ]
     if found[0] is None:
@@ -81,6 +81,6 @@ def final_quantity(text: str) -> tuple[Quantity | None, str]:
     return found[0], ""
 
 
-def shown(number: Fraction) -> str:
+def format_number(number: Fraction) -> str:
     """A number for a reason: 39, 0.5, 1.2e+300."""
     return f"{float(number):.10g}" if abs(number) < 10**300 else "a number beyond 1e300"

@@ -156,13 +156,13 @@ def capital_words(text: str) -> int:
     return sum(word.isupper() for word in re.findall(r"[^\W_]+(?:[-.'\u2019][^\W_]+)*", text))
 
 
-def quoted(text: str) -> bool:
+def is_quoted(text: str) -> bool:
     """The whole text stands in double quotation marks."""
     bare = text.strip()
     return len(bare) > 1 and bare[0] == bare[-1] == '"'
 
 
-def absent(text: str, words: list[str]) -> bool:
+def lacks_words(text: str, words: list[str]) -> bool:
     """None of the words occurs as a whole word."""
     return not any(search(rf"\b{word}\b", text) for word in words)
 
@@ -172,7 +172,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
     "keywords:frequency": lambda text, keyword, frequency, relation: compare(
         len(search(keyword.strip(), text)), relation, frequency
     ),
-    "keywords:forbidden_words": lambda text, forbidden_words: absent(text, forbidden_words),
+    "keywords:forbidden_words": lambda text, forbidden_words: lacks_words(text, forbidden_words),
     "keywords:letter_frequency": lambda text, letter, let_frequency, let_relation: compare(
         text.lower().count(letter.strip().lower()), let_relation, let_frequency
     ),
@@ -208,7 +208,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
     "startend:end_checker": lambda text, end_phrase: (
         text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
     ),
-    "startend:quotation": quoted,
+    "startend:quotation": is_quoted,
     "change_case:capital_word_frequency": lambda text, capital_frequency, capital_relation: compare(
         capital_words(text), capital_relation, capital_frequency
     ),

@@ -13,7 +13,7 @@ from typing import Any
 from laurel.core.protocols import Verifier
 from laurel.core.result import Score
 from laurel.core.sample import Group, Key, Sample
-from laurel.reward.extract import column, final_number, prompt_text
+from laurel.reward.extract import final_number, prompt_text, text_column
 from laurel.reward.mixture import Mixture
 
 Attack = Callable[[Mapping[str, Any]], str]
@@ -21,7 +21,7 @@ Attack = Callable[[Mapping[str, Any]], str]
 
 def _gold(row: Mapping[str, Any]) -> str:
     """The bare gold: what follows the #### of a worked answer."""
-    return (column(row) or "").rsplit("####", 1)[-1].strip()
+    return (text_column(row) or "").rsplit("####", 1)[-1].strip()
 
 
 def _others(row: Mapping[str, Any]) -> list[str]:

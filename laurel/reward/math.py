@@ -10,12 +10,18 @@ from typing import Any
 from laurel.core.errors import LaurelError
 from laurel.core.result import Failed, Result, Score
 from laurel.core.workers import Workers
-from laurel.data.final_answer import boxed, unboxed_answer
-from laurel.data.non_answers import undecided
-from laurel.data.numbers import TOLERANCE, Quantity, ends_in_equation, read, same_quantity
+from laurel.data.final_answer import boxed_contents, unboxed_answer
+from laurel.data.non_answers import is_undecided
+from laurel.data.numbers import (
+    TOLERANCE,
+    Quantity,
+    ends_in_equation,
+    read_last_number,
+    same_quantity,
+)
 from laurel.data.plain_text import to_plain_text
 from laurel.reward.equal import equivalent
-from laurel.reward.extract import column, own_words, shown
+from laurel.reward.extract import format_number, own_words, text_column
 from laurel.reward.latex import as_latex, bare_word, without_words
 from laurel.reward.text import answer_letters
 
@@ -62,14 +68,14 @@ def math(answer: str, row: Mapping[str, Any]) -> Result:
             "the verifier `math` needs the package math-verify.",
             fix='Install it: pip install "laurel-rl[math]".',
         )
-    gold = column(row)
+    gold = text_column(row)
     if gold is None:
         return Failed("the row has no `answer`")
     if len(answer) > LONGEST:
         return Score(0.0, f"longer than {LONGEST} characters")
     text = own_words(answer, row)
-    gold = (boxed(gold) or [unboxed_answer(gold).strip()])[-1]
-    boxes = list(dict.fromkeys(boxed(text)))
+    gold = (boxed_contents(gold) or [unboxed_answer(gold).strip()])[-1]
+    boxes = list(dict.fromkeys(boxed_contents(text)))
     if len(boxes) > MOST_BOXES:
         return Score(0.0, f"{len(boxes)} different boxed answers")
     if not boxes:
@@ -81,7 +87,7 @@ def math(answer: str, row: Mapping[str, Any]) -> Result:
     )
     if wrong is None or len(boxes) == 1 or isinstance(wrong, Failed):
         return wrong or results[0]
-    return compare(gold, ", ".join(boxes)) if is_list(gold) else wrong
+    return compare_expressions(gold, ", ".join(boxes)) if is_list(gold) else wrong
 
 
 def compare_place(gold: str, place: str, *, formula: bool) -> Result:
@@ -100,16 +106,16 @@ def compare_place(gold: str, place: str, *, formula: bool) -> Result:
         if bare_word(answer) == word or (len(word) == 1 and answer_letters(place) == {word}):
             return Score(1.0, "the same word")
         return Score(0.0, f"{answer!r:.60} is not {gold!r:.60}")
-    truth = read(gold, formula=True).quantity if is_number(gold) else None
-    reading = read(place, formula=formula)
+    truth = read_last_number(gold, formula=True).quantity if is_number(gold) else None
+    reading = read_last_number(place, formula=formula)
     if truth is not None and reading.quantity is not None:
-        return number(reading.quantity, truth, gold)
+        return compare_numbers(reading.quantity, truth, gold)
     several = reading.trouble == "several" and not formula
     if NEGATED.match(place) or (truth is not None and (truth.base or several)):
         return Score(0.0, f"no single number, not {gold:.60}")
     if truth is not None and (reason := _no_number(answer, gold)):
         return Score(0.0, reason)
-    return compare(gold, answer)
+    return compare_expressions(gold, answer)
 
 
 def _no_number(answer: str, gold: str) -> str:
@@ -134,11 +140,11 @@ def is_hedged(place: str) -> bool:
     )
 
 
-def number(found: Quantity, truth: Quantity, gold: str) -> Result:
+def compare_numbers(found: Quantity, truth: Quantity, gold: str) -> Result:
     """Two numbers."""
     if same_quantity(found, truth, TOLERANCE):
         return Score(1.0, "equal")
-    return Score(0.0, f"{shown(found.value)}, not {gold:.60}")
+    return Score(0.0, f"{format_number(found.value)}, not {gold:.60}")
 
 
 def is_number(gold: str) -> bool:
@@ -153,12 +159,12 @@ def is_list(gold: str) -> bool:
 
     No pair, no interval, no number with commas.
     """
-    return read(gold, formula=True).trouble == "several" and not re.search(
+    return read_last_number(gold, formula=True).trouble == "several" and not re.search(
         r"^\s*(?:\\left)?[(\[]", gold
     )
 
 
-def compare(gold: str, candidate: str) -> Result:
+def compare_expressions(gold: str, candidate: str) -> Result:
     """By math-verify, in a worker."""
     if not candidate.strip() or len(candidate) > LONGEST_EXPRESSION:
         too_long = f"an expression of more than {LONGEST_EXPRESSION} characters"
@@ -186,7 +192,7 @@ def last_formula(text: str) -> str:
         return without_words(lines[-1]) if lines else ""
     parts = [_content(formulas[-1])]
     for left, right in zip(formulas[-2::-1], formulas[:0:-1], strict=False):
-        if not undecided(text[left.end() : right.start()], equal=False):
+        if not is_undecided(text[left.end() : right.start()], equal=False):
             break
         parts.insert(0, _content(left))
     return ", ".join(parts)

@@ -56,7 +56,7 @@ class Mixture:
         `max_failed_fraction` of the samples have a failed result; refuse False: that is left to who
         knows all of the step (`failures`, `refuse`).
         """
-        call = Call.of([group for group in groups if ENVIRONMENT not in group.results])
+        call = RewardCall.of([group for group in groups if ENVIRONMENT not in group.results])
         tables = (
             run_all(self.rewards, call, self.timeout) if call.keys else [[] for _ in self.rewards]
         )
@@ -287,7 +287,7 @@ UNORDERED = (Mapping, Set, MappingView, str, bytes, bytearray)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class RewardCall:
     """The samples of a step as the columns that rewards are called with.
 
     Position i of each belongs to keys[i].
@@ -302,7 +302,7 @@ class Call:
     columns: dict[str, list[Any]]
 
     @classmethod
-    def of(cls, groups: Sequence[Group]) -> Call:
+    def of(cls, groups: Sequence[Group]) -> RewardCall:
         """Flatten groups.
 
         A column that a row lacks is None there. Two samples of one key are an error: nothing could
@@ -349,7 +349,7 @@ class Call:
         }
 
 
-def run_all(rewards: Sequence[Reward], call: Call, timeout: float) -> list[list[Result]]:
+def run_all(rewards: Sequence[Reward], call: RewardCall, timeout: float) -> list[list[Result]]:
     """One result per sample for each reward, after at most `timeout` seconds and a grace of 10 s
     for verifiers to end by themselves.
 
@@ -384,31 +384,31 @@ def run_all(rewards: Sequence[Reward], call: Call, timeout: float) -> list[list[
     return [list(table) for table in tables]
 
 
-def _sync(reward: Reward, call: Call, table: list[Result], deadline: float) -> None:
+def _sync(reward: Reward, call: RewardCall, table: list[Result], deadline: float) -> None:
     if reward.judges:
         _judge(reward, call, table, deadline)
         return
     try:
-        _fill(table, reward.function(**call.arguments(reward)))
+        _fill_results(table, reward.function(**call.arguments(reward)))
     except (Exception, SystemExit) as error:
         if len(table) == 1:
-            table[0] = failure(error)
+            table[0] = describe_failure(error)
             return
         for i in range(len(table)):
-            table[i] = _one(reward, call, i)
+            table[i] = _judge_alone(reward, call, i)
 
 
-def _one(reward: Reward, call: Call, i: int) -> Result:
+def _judge_alone(reward: Reward, call: RewardCall, i: int) -> Result:
     """A sample by itself, after the whole list raised: so only the culprit fails."""
     alone: list[Result] = [Failed("no result")]
     try:
-        _fill(alone, reward.function(**call.arguments(reward, i)))
+        _fill_results(alone, reward.function(**call.arguments(reward, i)))
     except (Exception, SystemExit) as error:
-        return failure(error)
+        return describe_failure(error)
     return alone[0]
 
 
-def _judge(reward: Reward, call: Call, table: list[Result], deadline: float) -> None:
+def _judge(reward: Reward, call: RewardCall, table: list[Result], deadline: float) -> None:
     """A verifier over all samples, two at a time (most of the wait is for workers).
 
     Each is bounded by itself; none starts late.
@@ -420,29 +420,31 @@ def _judge(reward: Reward, call: Call, table: list[Result], deadline: float) -> 
         try:
             table[i] = as_result(reward.function(call.answers[i], call.rows[i]))
         except (Exception, SystemExit) as error:
-            table[i] = failure(error)
+            table[i] = describe_failure(error)
 
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(one, range(len(table))))
 
 
-def _async_all(waiting: Sequence[tuple[Reward, list[Result]]], call: Call, timeout: float) -> None:
+def _async_all(
+    waiting: Sequence[tuple[Reward, list[Result]]], call: RewardCall, timeout: float
+) -> None:
     async def one(reward: Reward, table: list[Result]) -> None:
         try:
-            _fill(table, await reward.function(**call.arguments(reward)))
+            _fill_results(table, await reward.function(**call.arguments(reward)))
         except (Exception, SystemExit) as error:
             if len(table) == 1:
-                table[0] = failure(error)
+                table[0] = describe_failure(error)
                 return
             await asyncio.gather(*(alone(reward, table, i) for i in range(len(table))))
 
     async def alone(reward: Reward, table: list[Result], i: int) -> None:
         single: list[Result] = [Failed("no result")]
         try:
-            _fill(single, await reward.function(**call.arguments(reward, i)))
+            _fill_results(single, await reward.function(**call.arguments(reward, i)))
             table[i] = single[0]
         except (Exception, SystemExit) as error:
-            table[i] = failure(error)
+            table[i] = describe_failure(error)
 
     async def all_of_them() -> None:
         await asyncio.wait(
@@ -453,12 +455,12 @@ def _async_all(waiting: Sequence[tuple[Reward, list[Result]]], call: Call, timeo
     asyncio.run(all_of_them())
 
 
-def _fill(table: list[Result], values: Any) -> None:
+def _fill_results(table: list[Result], values: Any) -> None:
     """Values into results, one each.
 
     Another number of values fails every sample: which belongs to which is not known.
     """
-    found = listed(values, len(table))
+    found = as_result_list(values, len(table))
     table[:] = (
         [Failed(found)] * len(table)
         if isinstance(found, str)
@@ -466,7 +468,7 @@ def _fill(table: list[Result], values: Any) -> None:
     )
 
 
-def listed(values: Any, count: int) -> list[Any] | str:
+def as_result_list(values: Any, count: int) -> list[Any] | str:
     """What a function returned as a list of `count` values, or why it is none.
 
     Lists, tuples, arrays, tensors and iterators have an order. A dict would give its keys, a set
@@ -495,7 +497,7 @@ def listed(values: Any, count: int) -> list[Any] | str:
     return found
 
 
-def failure(error: BaseException) -> Failed:
+def describe_failure(error: BaseException) -> Failed:
     """What was raised and where, in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

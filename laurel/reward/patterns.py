@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from laurel.core.errors import UsageError
 from laurel.core.result import Failed, Result, Score
 from laurel.core.workers import Workers
-from laurel.reward.extract import column
+from laurel.reward.extract import text_column
 
 LONGEST = 100_000
 SECONDS = 2.0
@@ -22,13 +22,13 @@ _TEXT = rf"(?!{_BLANK}*</)(?:(?!</?(?:think|answer)>).)+"  # filled: not by whit
 THINK_ANSWER = rf"<think>{_TEXT}</think>\s*<answer>{_TEXT}</answer>"
 
 
-def matches(payload: tuple[str, str]) -> bool:
+def is_full_match(payload: tuple[str, str]) -> bool:
     """(pattern, text) -> does the whole text match? `.` matches line ends too."""
     pattern, text = payload
     return re.fullmatch(pattern, text, re.DOTALL) is not None
 
 
-POOL = Workers(matches, size=2, seconds=SECONDS)
+POOL = Workers(is_full_match, size=2, seconds=SECONDS)
 
 
 def regex(answer: str, row: Mapping[str, Any]) -> Result:
@@ -38,13 +38,13 @@ def regex(answer: str, row: Mapping[str, Any]) -> Result:
     A pattern that takes more than 2 s on this answer is Failed; so is a row without a valid
     `pattern`.
     """
-    pattern = column(row, "pattern")
+    pattern = text_column(row, "pattern")
     if pattern is None:
         return Failed("the row has no `pattern`")
-    return judge(pattern, answer)
+    return judge_by_pattern(pattern, answer)
 
 
-def judge(pattern: str, answer: str) -> Result:
+def judge_by_pattern(pattern: str, answer: str) -> Result:
     """1 or 0 for one pattern and one answer, within the time limit."""
     if len(answer) > LONGEST:
         return Score(0.0, f"longer than {LONGEST} characters")
@@ -78,4 +78,4 @@ class Format:
 
     def __call__(self, answer: str, row: Mapping[str, Any]) -> Result:
         """Judge one answer; the row is not looked at."""
-        return judge(self.pattern, answer)
+        return judge_by_pattern(self.pattern, answer)

@@ -12,12 +12,12 @@ from typing import Any
 
 from laurel.core.result import Failed, Result, Score
 from laurel.core.workers import Workers
-from laurel.data.reasoning import gym
+from laurel.data.reasoning import load_gym_task
 
 SECONDS = 10.0
 
 
-def graded(payload: tuple[str, str, dict[str, Any]]) -> float:
+def score_by_gym(payload: tuple[str, str, dict[str, Any]]) -> float:
     """(task, answer, entry) -> what the task's own scorer says.
 
     Runs in a worker: it may never end.
@@ -28,14 +28,14 @@ def graded(payload: tuple[str, str, dict[str, Any]]) -> float:
 
 @lru_cache(maxsize=64)
 def _scorer(name: str) -> Any:
-    return gym(name, seed=0, size=1)
+    return load_gym_task(name, seed=0, size=1)
 
 
-POOL = Workers(graded, size=2, seconds=SECONDS)
+POOL = Workers(score_by_gym, size=2, seconds=SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
-class Gym:
+class GymScorer:
     """The scorer of one task, `reasoning_gym:TASK`: 1 for a right answer.
 
     Many tasks give a little for an answer in the right form.
@@ -61,7 +61,7 @@ class Gym:
         return Score(value, "the task's own scorer")
 
 
-def gym_verifier(name: str) -> Gym:
+def gym_verifier(name: str) -> GymScorer:
     """The verifier of `reasoning_gym:TASK`; no such task or parameter is a UsageError."""
-    gym(name, seed=0, size=1)
-    return Gym(name)
+    load_gym_task(name, seed=0, size=1)
+    return GymScorer(name)

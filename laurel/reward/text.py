@@ -7,10 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from laurel.core.result import Failed, Result, Score
-from laurel.data.final_answer import BEHIND, boxed
+from laurel.data.final_answer import BEHIND, boxed_contents
 from laurel.data.numbers import TOLERANCE, same_quantity
 from laurel.data.strip_thinking import visible_answer
-from laurel.reward.extract import column, final_quantity, gold_quantity, own_words, shown
+from laurel.reward.extract import (
+    final_quantity,
+    format_number,
+    gold_quantity,
+    own_words,
+    text_column,
+)
 
 LONGEST = 100_000
 LETTERS = "ABCDEFGHIJ"
@@ -21,7 +27,7 @@ def exact(answer: str, row: Mapping[str, Any]) -> Result:
 
     White space aside, and thoughts and tags that the row has not either.
     """
-    gold = column(row)
+    gold = text_column(row)
     if gold is None:
         return Failed("the row has no `answer`")
     text = answer if visible_answer(gold) != gold else visible_answer(answer)
@@ -43,7 +49,7 @@ def numeric(answer: str, row: Mapping[str, Any]) -> Result:
     expression (the 3 of 2√3), more than 100 digits or an exponent beyond 300. Thoughts and copies
     of the prompt are not read.
     """
-    gold_text = column(row)
+    gold_text = text_column(row)
     gold = None if gold_text is None else gold_quantity(gold_text)
     if gold is None:
         return Failed(f"the row's `answer` holds no single number: {gold_text!r:.60}")
@@ -54,9 +60,9 @@ def numeric(answer: str, row: Mapping[str, Any]) -> Result:
         return Score(0.0, trouble)
     right = same_quantity(found, gold, TOLERANCE)
     return (
-        Score(1.0, f"equals {shown(gold.value)}")
+        Score(1.0, f"equals {format_number(gold.value)}")
         if right
-        else Score(0.0, f"{shown(found.value)}, not {shown(gold.value)}")
+        else Score(0.0, f"{format_number(found.value)}, not {format_number(gold.value)}")
     )
 
 
@@ -69,7 +75,7 @@ def choice(answer: str, row: Mapping[str, Any]) -> Result:
     as "(B)", "B." or "B) Paris"; the only single capital letter of the text (the words "A" and "I"
     aside).
     """
-    gold = answer_letters(column(row) or "")
+    gold = answer_letters(text_column(row) or "")
     if len(gold) != 1:
         return Failed("the row's `answer` is not one letter from A to J")
     if len(answer) > LONGEST:
@@ -84,26 +90,26 @@ def choice(answer: str, row: Mapping[str, Any]) -> Result:
 
 def answer_letters(text: str) -> set[str]:
     """The letters that a text settles on: none, one, or several where it does not."""
-    boxes = boxed(text)
+    boxes = boxed_contents(text)
     if boxes:
-        return set().union(*(_alone(box) or {box} for box in boxes))
+        return set().union(*(_single_letter(box) or {box} for box in boxes))
     letters_found = [
-        _leading(text[match.end() : match.end() + 200]) for match in BEHIND.finditer(text)
+        _leading_letters(text[match.end() : match.end() + 200]) for match in BEHIND.finditer(text)
     ]
     if any(letters_found):
         return set().union(*letters_found)
     lines = [line for line in text.splitlines() if line.strip()]
-    ends = _leading(lines[0]) | _leading(lines[-1]) if lines else set()
+    ends = _leading_letters(lines[0]) | _leading_letters(lines[-1]) if lines else set()
     return ends or set(re.findall(rf"(?<![\w'])([{LETTERS}])(?![\w'])(?!(?<=[AI]) [a-z])", text))
 
 
-def _alone(text: str) -> set[str]:
+def _single_letter(text: str) -> set[str]:
     r"""The letter of a text that is one letter, dressed as it may be: B, (B), \text{B}, **b**."""
     bare = re.sub(r"\\(?:text|mathrm|mathbf|textbf)|[\s(){}\[\].:*$]", "", text).upper()
     return {bare} if len(bare) == 1 and bare in LETTERS else set()
 
 
-def _leading(line: str) -> set[str]:
+def _leading_letters(line: str) -> set[str]:
     """The letters that a line begins with as an option: "B", "(B)", "B.", "B) Paris", "B or C". "A
     dog" and "I think" begin with none.
     """

@@ -13,7 +13,7 @@ from laurel.core.sample import Group, Key, Message, Sample
 from laurel.data.source import Row
 from laurel.model.chat import Supervised, encode_supervised
 from laurel.model.policy import Policy
-from laurel.model.rows import encodings
+from laurel.model.rows import encode_answers
 
 
 def demonstrations(
@@ -62,7 +62,7 @@ def pairs(
     groups = list[Group]()
     for row in rows:
         w = float(row.columns.get("weight", 1.0))
-        encoded = encodings(policy, row, train_on=train_on, max_length=max_length)
+        encoded = encode_answers(policy, row, train_on=train_on, max_length=max_length)
         samples = tuple(
             as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded)
         )
@@ -94,7 +94,7 @@ def rankings(
             if "chosen" in row.columns
             else tuple(-w * (1 + places.index(rank)) for rank in ranks)
         )
-        encoded = encodings(policy, row, train_on=train_on, max_length=max_length)
+        encoded = encode_answers(policy, row, train_on=train_on, max_length=max_length)
         samples = tuple(
             as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded)
         )
@@ -114,7 +114,7 @@ def graded(
     """One group per row: its answer, or its steps, as a sample that counts `weight` (1)."""
     groups = list[Group]()
     for row in rows:
-        (encoded,) = encodings(policy, row, train_on=train_on, max_length=max_length)
+        (encoded,) = encode_answers(policy, row, train_on=train_on, max_length=max_length)
         sample = as_sample(encoded, Key(run, row.where, row.id, 0, step))
         groups.append(
             Group(row.id, row.columns, (sample,), rewards=(float(row.columns.get("weight", 1.0)),))
@@ -141,7 +141,7 @@ def labelled(
     row's; (): nobody's, the group is the row alone.
     """
     if others is None:
-        others = partners(rows, rows)
+        others = mismatched_rows(rows, rows)
     groups = list[Group]()
     for n, row in enumerate(rows):
         paired = [{**row.columns, "completion": others[n].columns["completion"]}] if others else []
@@ -164,7 +164,9 @@ def labelled(
     return groups
 
 
-def partners(rows: Sequence[Row], together: Sequence[Row], later: Sequence[Row] = ()) -> list[Row]:
+def mismatched_rows(
+    rows: Sequence[Row], together: Sequence[Row], later: Sequence[Row] = ()
+) -> list[Row]:
     """The row whose answer stands beside each row's prompt: the next one that asks something else.
 
     Looked for among the rows of the step, all of them whatever process they are on, from the row on

@@ -149,7 +149,7 @@ def ask_env(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Messa
 
     Anything but messages or None is an error that names the prompt.
     """
-    reply = call(method, argument, key=key)
+    reply = call_environment(method, argument, key=key)
     if reply is None:
         return None
     if reply != [] and not is_messages(reply):
@@ -160,7 +160,7 @@ def ask_env(method: Callable[[Any], Any], argument: Any, key: Key) -> list[Messa
     return [Message(**message) for message in reply]
 
 
-def call(function: Callable[..., Any], *arguments: Any, key: Key) -> Any:
+def call_environment(function: Callable[..., Any], *arguments: Any, key: Key) -> Any:
     """The world's own code, run. What it raises becomes an error that names the prompt."""
     try:
         return function(*arguments)
@@ -176,12 +176,14 @@ def error_place(function: Callable[..., Any], key: Key) -> str:
     return f"{key.source} (prompt {key.prompt}, sample {key.sample}), environment, {name}"
 
 
-def begin(tokenizer: Any, row: Row, draw: Draw, g: int, make_env: Callable[[], Env]) -> _Episode:
+def begin_episode(
+    tokenizer: Any, row: Row, draw: Draw, g: int, make_env: Callable[[], Env]
+) -> _Episode:
     """The episode of sample g of a row: its prompt, and what the environment adds to it."""
     prompt, key = row.columns["prompt"], Key(draw.run, row.where, row.id, g, draw.step)
     env, opening, broken = None, list[Message](), ""
     try:
-        env = call(make_env, key=key)
+        env = call_environment(make_env, key=key)
         opening = ask_env(env.reset, row.columns, key) or []
     except EnvError as error:
         env, broken = None, str(error)
@@ -216,11 +218,11 @@ def play(
         return groups
     again, still = play_once(generator, [rows[i] for i in broken], draw, make_env, max_turns)
     for n, i in enumerate(broken):
-        groups[i] = failed(again[n], still[n]) if n in still else again[n]
+        groups[i] = failed_group(again[n], still[n]) if n in still else again[n]
     return groups
 
 
-def failed(group: Group, reason: str) -> Group:
+def failed_group(group: Group, reason: str) -> Group:
     """The group with samples that end as `error`, because its environment failed."""
     samples = tuple(replace(sample, finish="error") for sample in group.samples)
     return replace(group, samples=samples, results={ENVIRONMENT: (Failed(reason),) * len(samples)})
@@ -235,7 +237,9 @@ def play_once(
 ) -> tuple[list[Group], dict[int, str]]:
     """Every row played once; and the message of the first failed environment of a row, by row."""
     count, tokenizer = draw.num_generations, generator.tokenizer
-    episodes = [begin(tokenizer, row, draw, g, make_env) for row in rows for g in range(count)]
+    episodes = [
+        begin_episode(tokenizer, row, draw, g, make_env) for row in rows for g in range(count)
+    ]
     for turn in range(max_turns):
         seeds = draw.seeds_of([row.id for row in rows], turn)
         live = [(e, seed) for e, seed in zip(episodes, seeds, strict=True) if e.open]

@@ -11,8 +11,8 @@ from torch import Tensor
 from laurel.core.sample import Completion, Finish
 from laurel.core.tensors import float_rows, int_rows, ints
 from laurel.fast.autograd import from_numpy
-from laurel.fast.decode import chunks, draw, rows_with_stop, uniforms
-from laurel.fast.logprob import wide
+from laurel.fast.decode import chunks, rows_with_stop, sample_tokens, uniform_numbers
+from laurel.fast.logprob import upcast_logits
 from laurel.model.policy import Policy
 
 
@@ -38,7 +38,7 @@ def sample_general(
     for chunk in chunks(by_length, max(1, rows_at_once // max(each, 1))):
         members = [i * each + g for i in chunk for g in range(each)]
         state = _Rows(policy, [prompts[i] for i in chunk], each, [limits[n] for n in members])
-        uniform = from_numpy(uniforms([seeds[n] for n in members], state.longest))
+        uniform = from_numpy(uniform_numbers([seeds[n] for n in members], state.longest))
         found = state.run(uniform, temperature, top_k, top_p, stop)
         done.update({i: found[k * each : (k + 1) * each] for k, i in enumerate(chunk)})
     return [completion for i in range(len(prompts)) for completion in done[i]]
@@ -93,7 +93,7 @@ class _Rows:
         if self.policy.whole_logits:
             with self.policy.autocast():
                 out = self.policy.causal(input_ids=ids, **keywords)
-            logits = wide(out.logits[:, -1])
+            logits = upcast_logits(out.logits[:, -1])
         else:
             out = self.policy.body(ids, **keywords)
             logits = self.policy.head(out.last_hidden_state[:, -1])
@@ -114,7 +114,7 @@ class _Rows:
         uniform_NT = uniform_NT.to(self.logits.device)
         for t in range(self.longest):
             point = uniform_NT[self.alive.to(uniform_NT.device), t]
-            ids, logp = draw(self.logits, point, temperature, top_k=top_k, top_p=top_p)
+            ids, logp = sample_tokens(self.logits, point, temperature, top_k=top_k, top_p=top_p)
             ids = ids.cpu()
             self.out_ids[self.alive, t] = ids
             self.out_logp[self.alive, t] = logp.cpu()

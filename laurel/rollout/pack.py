@@ -22,8 +22,8 @@ def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
     samples = [sample for group in groups for sample in group.samples]
     tokens = token_columns(samples)
     long = max(len(sample.completion_ids) for sample in samples)
-    logp_old_NT = padded([sample.logps for sample in samples], long)
-    loss_mask_NT = padded([sample.loss_mask for sample in samples], long, torch.bool)
+    logp_old_NT = pad_rows([sample.logps for sample in samples], long)
+    loss_mask_NT = pad_rows([sample.loss_mask for sample in samples], long, torch.bool)
     counted_N = torch.tensor(is_trained_on(groups, mask_truncated))
     which = [g for g, group in enumerate(groups) for _ in group.samples]
     return Batch(
@@ -35,7 +35,7 @@ def pack(groups: Sequence[Group], *, mask_truncated: bool = False) -> Batch:
         temperature_N=torch.tensor([sample.temperature for sample in samples]),
         group_N=torch.tensor(which),
         keys=tuple(sample.key for sample in samples),
-        sampled_NT=padded([sampled_mask(sample) for sample in samples], long, torch.bool),
+        sampled_NT=pad_rows([sampled_mask(sample) for sample in samples], long, torch.bool),
     )
 
 
@@ -47,7 +47,7 @@ def token_columns(samples: Sequence[Sample]) -> dict[str, Any]:
     length_N = torch.tensor([len(sample.completion_ids) for sample in samples])
     end_N1 = (start_N + length_N)[:, None]
     return {
-        "ids_NL": padded(rows, wide, torch.long),
+        "ids_NL": pad_rows(rows, wide, torch.long),
         "attention_NL": torch.arange(wide)[None] < end_N1,
         "start_N": start_N,
         "length_N": length_N,
@@ -72,7 +72,9 @@ def sampled_mask(sample: Sample) -> tuple[bool, ...]:
     return sample.loss_mask
 
 
-def padded(rows: Sequence[Sequence[float]], wide: int, dtype: torch.dtype | None = None) -> Tensor:
+def pad_rows(
+    rows: Sequence[Sequence[float]], wide: int, dtype: torch.dtype | None = None
+) -> Tensor:
     """Rows of numbers, zeros behind them: [N, wide]."""
     length_N = torch.tensor([len(row) for row in rows])
     numbers = [number for row in rows for number in row]

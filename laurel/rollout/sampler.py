@@ -16,9 +16,9 @@ from laurel.core.errors import UsageError
 from laurel.core.protocols import Generator
 from laurel.core.sample import Completion, Draw, Group, Key, Message, Sample
 from laurel.data.source import Row
-from laurel.fast.decode import Compact, Decoder, compact_because, compact_of, has_hooks
+from laurel.fast.decode import CompactDecoder, Decoder, compact_because, compact_of, has_hooks
 from laurel.fast.inflight import sample_static
-from laurel.fast.static import How, Static, static_because, static_of
+from laurel.fast.static import SamplingParameters, StaticDecoder, static_because, static_decoder_of
 from laurel.model.chat import encode_prompt
 from laurel.model.policy import Policy
 from laurel.model.weights import check_ids
@@ -27,14 +27,14 @@ from laurel.rollout.general import sample_general
 ROWS_AT_ONCE = 1024
 
 
-class Way(NamedTuple):
+class SamplingWay(NamedTuple):
     """name: `compact`, `static` or `general`. why: why it is not what is fastest on this device."""
 
     name: str
     why: str
 
 
-def way_of(policy: Policy) -> Way:
+def choose_sampling_way(policy: Policy) -> SamplingWay:
     """How a policy is sampled where it is.
 
     On a CPU compact, static, general: the first that can; elsewhere static or general.
@@ -42,16 +42,16 @@ def way_of(policy: Policy) -> Way:
     on_cpu = policy.device.type == "cpu"
     faster = compact_because(policy) if on_cpu else ""
     if on_cpu and not faster:
-        return Way("compact", "")
+        return SamplingWay("compact", "")
     why = static_because(policy)
-    return Way("general", why) if why else Way("static", faster)
+    return SamplingWay("general", why) if why else SamplingWay("static", faster)
 
 
-def decoder_of(policy: Policy) -> Compact | Static | None:
+def decoder_of(policy: Policy) -> CompactDecoder | StaticDecoder | None:
     """The decoder that samples a policy, with its weights now; None: the general path does."""
     found = compact_of(policy) if policy.device.type == "cpu" else None
-    found = static_of(policy) if found is None else found
-    if not isinstance(found, Compact) and policy.packs and not has_hooks(policy):
+    found = static_decoder_of(policy) if found is None else found
+    if not isinstance(found, CompactDecoder) and policy.packs and not has_hooks(policy):
         warn_slow_sampler(policy)
     return found
 
@@ -61,7 +61,7 @@ def warn_slow_sampler(policy: Policy) -> None:
     if policy.decoders.get("warned"):
         return
     policy.decoders["warned"] = True
-    name, why = way_of(policy)
+    name, why = choose_sampling_way(policy)
     how = "with static buffers" if name == "static" else "by the general path"
     if why:
         kind = type(policy.causal).__name__
@@ -96,7 +96,7 @@ class Sampler:
         assert rest == 0, f"{len(draw.seeds)} seeds for {len(prompts)} prompts"
         check_prompts(self.policy, prompts)
         limits = list(draw.limits) or [draw.max_completion_length] * len(draw.seeds)
-        limits = within_positions(self.policy.positions, prompts, each, limits)
+        limits = clip_to_positions(self.policy.positions, prompts, each, limits)
         was = self.policy.model.training
         self.policy.model.eval()
         try:
@@ -109,8 +109,8 @@ class Sampler:
     ) -> list[Completion]:
         policy, rows_at_once = self.policy, self.rows_at_once
         model = decoder_of(policy) if draw.seeds else None
-        if isinstance(model, Static):
-            how = How(draw.temperature, draw.top_k, draw.top_p)
+        if isinstance(model, StaticDecoder):
+            how = SamplingParameters(draw.temperature, draw.top_k, draw.top_p)
             return sample_static(
                 model, prompts, each, draw.seeds, limits, how, draw.stop, rows_at_once
             )
@@ -164,7 +164,7 @@ def check_prompts(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> None:
             check_ids(policy, ids, f"prompt {i}")
 
 
-def within_positions(
+def clip_to_positions(
     positions: int | None, prompts: Sequence[tuple[int, ...]], each: int, limits: list[int]
 ) -> list[int]:
     """The limits, cut to the positions that a model has left behind each prompt.

@@ -21,7 +21,7 @@ from laurel.fast import kernels
 from laurel.fast.packed import (
     EVEN,
     Layout,
-    arrange,
+    arrange_rows,
     can_encode,
     encode,
     hidden_states,
@@ -58,9 +58,9 @@ def activations(
             ) from error
     finally:
         logger.disabled = loud
-    few, many = (measured(body, count, autocast, weights) for count in PROBES)
+    few, many = (measure_pass_bytes(body, count, autocast, weights) for count in PROBES)
     each = (many - few) / (PROBES[1] - PROBES[0])
-    return int(few + each * (computed(batch, packed=can_encode(body)) - PROBES[0]))
+    return int(few + each * (count_computed_tokens(batch, packed=can_encode(body)) - PROBES[0]))
 
 
 def weight_copies(body: Any, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
@@ -90,11 +90,13 @@ def one_row(count: int) -> Batch:
     return pack([Group("probe", {}, (sample,), rewards=(1.0,))])
 
 
-def measured(body: Any, count: int, autocast: Callable[[], Any], weights: Sequence[Tensor]) -> int:
+def measure_pass_bytes(
+    body: Any, count: int, autocast: Callable[[], Any], weights: Sequence[Tensor]
+) -> int:
     """Bytes that a pass over one row of so many tokens keeps."""
     ids = torch.ones(1, count, dtype=torch.long, device=weights[0].device)
     with torch.enable_grad(), autocast():
-        return kept_by(
+        return autograd_bytes(
             lambda: hidden_states(body, ids, torch.ones_like(ids, dtype=torch.bool)), weights
         )
 
@@ -116,7 +118,7 @@ def activation_bytes(
     for layer in layers:
         layer.gradient_checkpointing = False
     layout = (
-        arrange(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N)
+        arrange_rows(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N)
         if can_encode(body)
         else None
     )
@@ -124,7 +126,7 @@ def activation_bytes(
     shapes = [w if hasattr(w, "fake_mode") else mode.from_tensor(w) for w in weights]
     try:
         with torch.enable_grad(), mode, autocast(), kernels.skip_calls():
-            whole = kept_by(
+            whole = autograd_bytes(
                 lambda: forward(body, layout or batch.ids_NL, mode), [*weights, *shapes]
             )
     finally:
@@ -132,7 +134,7 @@ def activation_bytes(
             layer.gradient_checkpointing = True
     if not layers:
         return whole
-    tokens, width = computed(batch, packed=True), body_width(body)
+    tokens, width = count_computed_tokens(batch, packed=True), body_width(body)
     return whole // len(layers) + len(layers) * tokens * width * 4
 
 
@@ -154,14 +156,14 @@ def body_width(body: Any) -> int:
     return body.get_input_embeddings().weight.shape[1]
 
 
-def computed(batch: Batch, *, packed: bool) -> int:
+def count_computed_tokens(batch: Batch, *, packed: bool) -> int:
     """Tokens that a pass over a batch computes.
 
     A packed batch computes shared prompts once and no padding, another the whole rectangle.
     """
     if not packed:
         return batch.ids_NL.numel()
-    return len(arrange(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N).ids_M)
+    return len(arrange_rows(batch.ids_NL, batch.attention_NL, batch.start_N, batch.group_N).ids_M)
 
 
 def forward(body: Any, real: Layout | Tensor, mode: Any) -> Tensor:
@@ -189,7 +191,7 @@ def map_tensors(value: Any, mode: Any, place: torch.device) -> Any:
     return value
 
 
-def kept_by(compute: Any, weights: Sequence[Tensor]) -> int:
+def autograd_bytes(compute: Any, weights: Sequence[Tensor]) -> int:
     """Bytes of all storages that autograd keeps during a call, but for those of weights."""
     mine = {storage_id(weight.untyped_storage()) for weight in weights}
     kept = dict[int, int]()
@@ -213,7 +215,7 @@ def storage_id(storage: Any) -> int:
 
 
 @contextmanager
-def in_training(model: Any, train: bool) -> Generator[None]:
+def training_mode(model: Any, train: bool) -> Generator[None]:
     """Modes as they are while a model is trained; afterwards it is in evaluation mode."""
     model.train(train)
     try:

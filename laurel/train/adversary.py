@@ -59,7 +59,9 @@ def with_demonstrations(
         sum(sample.finish == "length" for sample in shown),
         len(shown),
     )
-    return [appended(group, sample) for group, sample in zip(groups, shown, strict=True)]
+    return [
+        append_demonstration(group, sample) for group, sample in zip(groups, shown, strict=True)
+    ]
 
 
 def demonstration(session: Session, group: Group) -> Sample:
@@ -107,7 +109,7 @@ def completion_end(
     return min(len(ids), limit), "length" if len(ids) > limit else "eos"
 
 
-def appended(group: Group, shown: Sample) -> Group:
+def append_demonstration(group: Group, shown: Sample) -> Group:
     """The scored group with its demonstration, which has no reward.
 
     Without a reward the policy is not trained on it, and no sample is compared with it.

@@ -27,7 +27,7 @@ from laurel.rollout.source import (
 from laurel.train.adversary import ADVERSARIAL, side_targets
 from laurel.train.auxiliary import load_critic, load_discriminator, load_heads
 from laurel.train.relabel import HINDSIGHT
-from laurel.train.row import Algorithm, Term, Trained
+from laurel.train.row import Algorithm, Term, TrainedModel
 from laurel.train.targets import labels, logged_rewards, reference_kl
 from laurel.weight import group as weight
 from laurel.weight.advantage import gae
@@ -55,10 +55,10 @@ PPO: dict[str, Any] = {
     "ptx_coef": 0.0,
     "ptx_dataset": None,
 }
-SCORER, STEP_SCORER = Trained(head=1), Trained(head=3)
-WITH_CRITIC = Trained(auxiliary="critic", load=load_critic)
-WITH_HEADS = Trained(auxiliary="heads", load=load_heads)
-WITH_DISCRIMINATOR = Trained(auxiliary="discriminator", load=load_discriminator)
+SCORER, STEP_SCORER = TrainedModel(head=1), TrainedModel(head=3)
+WITH_CRITIC = TrainedModel(auxiliary="critic", load=load_critic)
+WITH_HEADS = TrainedModel(auxiliary="heads", load=load_heads)
+WITH_DISCRIMINATOR = TrainedModel(auxiliary="discriminator", load=load_discriminator)
 CHOSEN = (Term(preference.chosen_nll, "comparison_mean"),)
 IMITATED = (Term(reward.imitation, "comparison_mean", "imitation_coef"),)
 VALUES = (Term(value_loss, "token_mean"),)

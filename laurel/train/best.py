@@ -45,7 +45,7 @@ def metric_of(config: TrainConfig) -> str:
     return name if not name or name.startswith("eval/") else f"eval/{name}"
 
 
-def greater(config: TrainConfig) -> bool:
+def is_greater_better(config: TrainConfig) -> bool:
     """Is more of that metric better?
 
     `greater_is_better` decides, else the last word of the metric's name; UsageError where neither
@@ -98,7 +98,7 @@ def check_best(config: TrainConfig, eval_rows: Collection[Row], *, own: bool = F
             raise UsageError(
                 f"no metric is called `{name}`.", where="metric_for_best_model", fix=error.fix
             ) from None
-    greater(config)
+    is_greater_better(config)
     sets = {row.part for row in eval_rows} - {""}
     if sets and name.split("/")[1] not in sets and not own:
         named = format_named_sets(config.eval_dataset or "")
@@ -139,7 +139,7 @@ def is_best(session: Session, state: State, means: Mapping[str, float]) -> bool:
     if not name:
         return False
     check_measured(session.config, means)
-    value, sign = float(means[name]), 1 if greater(session.config) else -1
+    value, sign = float(means[name]), 1 if is_greater_better(session.config) else -1
     better = math.isfinite(value) and (state.best is None or sign * value > sign * state.best)
     if not better:
         state.waited += 1
@@ -166,12 +166,16 @@ def reached_goal(config: TrainConfig, means: Mapping[str, float]) -> bool:
 
 def end_lines(session: Session, state: State) -> list[str]:
     """Lines at the end of a run: why it ended early, and which checkpoint is best (`keep_best`)."""
-    early = [no_better(session.config, state)] if out_of_patience(session.config, state) else []
+    early = (
+        [no_improvement_line(session.config, state)]
+        if out_of_patience(session.config, state)
+        else []
+    )
     kept = keep_best(session, state)
     return [*early, kept] if kept else early
 
 
-def no_better(config: TrainConfig, state: State) -> str:
+def no_improvement_line(config: TrainConfig, state: State) -> str:
     """Why the run ends early, in a line."""
     best = (
         "never a finite number"

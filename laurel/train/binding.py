@@ -17,7 +17,7 @@ MEASURED = {"rounding"}  # given to an objective by the precision of the model
 
 
 @cache
-def parameters(function: Callable[..., Any]) -> dict[str, Any]:
+def option_defaults(function: Callable[..., Any]) -> dict[str, Any]:
     """The options of a weight or objective: its keyword-only parameters, with their defaults."""
     found = inspect.signature(function).parameters.values()
     return {
@@ -27,7 +27,7 @@ def parameters(function: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def reads(objective: Callable[..., Any]) -> tuple[str, ...]:
+def objective_inputs(objective: Callable[..., Any]) -> tuple[str, ...]:
     """The parameters of an objective before `batch`.
 
     They are the fields of a model's `Outputs` that it is a function of, such as logp_NT.
@@ -36,13 +36,15 @@ def reads(objective: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(names[: names.index("batch")]) if "batch" in names else ()
 
 
-def bind(function: Callable[..., Any], config: TrainConfig, **supplied: Any) -> Callable[..., Any]:
+def bind_options(
+    function: Callable[..., Any], config: TrainConfig, **supplied: Any
+) -> Callable[..., Any]:
     """`function` with its options taken by name from the configuration.
 
     Options in `supplied` win over the configuration, where the function takes them.
     """
     takes = inspect.signature(function).parameters
-    options = {option: getattr(config, option) for option in parameters(function)}
+    options = {option: getattr(config, option) for option in option_defaults(function)}
     options.update({option: value for option, value in supplied.items() if option in takes})
     return partial(function, **options)
 
@@ -54,22 +56,24 @@ def bind_row(row: Algorithm, config: TrainConfig, *, rounding: float | None = No
     """
     measured = {} if rounding is None else {"rounding": rounding}
     main = BoundTerm(
-        reads(row.objective),
-        bind(row.objective, config, **measured),
-        bind(AGGREGATIONS[str(config.loss_aggregation)], config),
+        objective_inputs(row.objective),
+        bind_options(row.objective, config, **measured),
+        bind_options(AGGREGATIONS[str(config.loss_aggregation)], config),
     )
     used = [term for term in row.terms if not term.option or getattr(config, term.option)]
     further = [
         BoundTerm(
-            reads(term.objective), bind(term.objective, config), bind(UNITS[term.unit], config)
+            objective_inputs(term.objective),
+            bind_options(term.objective, config),
+            bind_options(UNITS[term.unit], config),
         )
         for term in used
     ]
     return BoundRow(
         terms=(main, *further),
-        weigh=bind(row.weigh, config),
+        weigh=bind_options(row.weigh, config),
         credit=row.credit,
         running_mean="running_mean" in inspect.signature(row.weigh).parameters,
-        measure=None if row.measure is None else bind(row.measure, config),
-        measure_reads=() if row.measure is None else reads(row.measure),
+        measure=None if row.measure is None else bind_options(row.measure, config),
+        measure_reads=() if row.measure is None else objective_inputs(row.measure),
     )

@@ -75,18 +75,18 @@ def save_checkpoint(
     manifest = {file.name: digest(file) for file in sorted(temporary.iterdir())}
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for file in temporary.iterdir():
-        flush(file)
-    flush(temporary)
+        flush_to_disk(file)
+    flush_to_disk(temporary)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
-    flush(folder)
-    for old in complete_first(folder)[keep:]:
+    flush_to_disk(folder)
+    for old in finished_checkpoints(folder)[keep:]:
         if old.name != f"step-{state.best_step}":
             shutil.rmtree(old)
     return final
 
 
-def complete_first(folder: Path) -> list[Path]:
+def finished_checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints, newest first.
 
     Finished means that the rename happened; `is_sound` tells whether the files are intact.
@@ -111,7 +111,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     The checkpoint is None where none is sound.
     """
     damaged = list[str]()
-    for checkpoint in complete_first(folder):
+    for checkpoint in finished_checkpoints(folder):
         if is_sound(checkpoint):
             return checkpoint, damaged
         damaged.append(checkpoint.name)
@@ -178,7 +178,7 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Force a file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -11,7 +11,7 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError
 from laurel.core.sample import Batch, Draw, Group
 from laurel.fast.logprob import USUAL, WORST
-from laurel.rollout.data import encodings
+from laurel.rollout.data import encode_answers
 from laurel.rollout.episode import play
 from laurel.rollout.pack import pack, reward_matrix
 from laurel.rollout.sampler import Sampler, rollout
@@ -27,7 +27,7 @@ TRIED = 512
 """Tokens that such a check may cost whatever a step costs."""
 
 
-def before(session: Session, step: int, progress: Progress) -> None:
+def show_and_check_start(session: Session, step: int, progress: Progress) -> None:
     """Show what will be trained on, and check a few prompts before the first step.
 
     The ratio must be 1, and the reference must be the policy.
@@ -43,7 +43,7 @@ def before(session: Session, step: int, progress: Progress) -> None:
     if session.mixture is not None and not session.row.source.judge:
         session.mixture.refuse(*session.mixture.failures(scored))
         session.scored = any(has_score(group) for group in scored)
-    progress.say(forecast(session, reward_matrix(scored)))
+    progress.say(forecast_signal(session, reward_matrix(scored)))
     if session.row.source.population:  # nothing is differentiated: there is no ratio to be 1
         return
     session.policy.model.train(not session.config.disable_dropout)
@@ -127,7 +127,7 @@ def clipped_by_rounding(session: Session, logp_NT: Tensor, batch: Batch) -> str:
     )
 
 
-def forecast(session: Session, reward_PG: Tensor) -> str:
+def forecast_signal(session: Session, reward_PG: Tensor) -> str:
     """The plan of a step, and how many groups will have a signal.
 
     For yes-or-no rewards: 1 - p^G - (1-p)^G at success rate p.
@@ -156,7 +156,7 @@ def supervised_view(session: Session) -> str:
     """The first row as the model sees it, supervised spans between « and »."""
     tokenizer, row = session.policy.tokenizer, session.rows[0]
     shown = list[str]()
-    for encoded in encodings(
+    for encoded in encode_answers(
         session.policy, row, train_on=session.config.train_on, max_length=session.config.max_length
     ):
         runs = groupby(zip(encoded.ids, encoded.mask, strict=True), key=lambda pair: pair[1])

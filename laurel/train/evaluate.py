@@ -13,8 +13,14 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Draw, Group
 from laurel.data.source import Row
 from laurel.eval.evaluate import sample_answers
-from laurel.eval.heldout import Subject, answer_metrics, data_metrics, longest_answer, parts_of
-from laurel.eval.verdict import judge
+from laurel.eval.heldout import (
+    EvalSubject,
+    answer_metrics,
+    data_metrics,
+    longest_answer,
+    sets_by_prefix,
+)
+from laurel.eval.verdict import judge_scorer
 from laurel.model.scorer import Card
 from laurel.train import parallel
 from laurel.train.best import check_measured
@@ -32,8 +38,8 @@ def evaluate(session: Session, step: int) -> Sums:
     algorithm learns from data. Of several sets eval/NAME/... each.
     """
     whole = Sums()
-    for name, rows in parts_of(session.eval_rows).items():
-        part = one_set(session, rows, step)
+    for name, rows in sets_by_prefix(session.eval_rows).items():
+        part = evaluate_set(session, rows, step)
         whole.merge(
             part.renamed(lambda metric, name=name: f"eval/{name}{metric.removeprefix('eval/')}")
         )
@@ -48,7 +54,7 @@ def check_names(session: Session) -> None:
     """
     if not session.config.metric_for_best_model:
         return
-    parts = parts_of(session.eval_rows).values()
+    parts = sets_by_prefix(session.eval_rows).values()
     few = [row for rows in parts for row in rows[: max(4, parallel.world_size())]]
     try:
         sums = evaluate(replace(session, eval_rows=few), 0)
@@ -62,7 +68,7 @@ def check_names(session: Session) -> None:
     check_measured(session.config, names)
 
 
-def one_set(session: Session, rows: Sequence[Row], step: int) -> Sums:
+def evaluate_set(session: Session, rows: Sequence[Row], step: int) -> Sums:
     """The metrics of this rank's part of one evaluation set."""
     sums, rows = Sums(), rows[parallel.rank() :: parallel.world_size()]
     groups = list[Group]()
@@ -77,7 +83,7 @@ def one_set(session: Session, rows: Sequence[Row], step: int) -> Sums:
     return sums
 
 
-def subject_of(session: Session) -> Subject:
+def subject_of(session: Session) -> EvalSubject:
     """The session's policy or scorer, as it is evaluated on rows of data."""
 
     def with_targets(batch: Batch, groups: Sequence[Group]) -> Batch:
@@ -88,7 +94,7 @@ def subject_of(session: Session) -> Subject:
         return with_reference(session, micro) if session.reference else micro
 
     measure = session.row.measure if session.row.trained.head else None
-    return Subject(
+    return EvalSubject(
         session.policy, session.row.source, session.config, with_targets, log_ref, measure
     )
 
@@ -112,14 +118,14 @@ def scorer_verdict(session: Session) -> list[str]:
     own lines; the card is of all.
     """
     known, source = session.rows[:2000], session.row.source
-    found = judge(session.policy, session.eval_rows, source, known=known)
+    found = judge_scorer(session.policy, session.eval_rows, source, known=known)
     if session.row.trained.head == 1:
         session.policy.card = Card.of(found.scores, session.config.max_length)
-    parts = parts_of(session.eval_rows)
+    parts = sets_by_prefix(session.eval_rows)
     if len(parts) == 1:
         return found.lines
     lines = list[str]()
     for name, rows in parts.items():
-        alone = judge(session.policy, rows, source, known=known)
+        alone = judge_scorer(session.policy, rows, source, known=known)
         lines += [f"{name.rstrip('/')}: {line}" for line in alone.lines]
     return lines

@@ -38,7 +38,7 @@ def evolve(
     config, parameters = session.config, list(session.policy.trainable().values())
     mine: dict[int, list[Group]] = {}
     for member in range(parallel.rank(), config.population or 0, parallel.world_size()):
-        with perturbed(parameters, config.seed, state.step, member, config.sigma or 0.0):
+        with perturbed_parameters(parameters, config.seed, state.step, member, config.sigma or 0.0):
             mine[member] = answer()
     check_scored(session, [group for groups in mine.values() for group in groups])
     pairs, reward_M = rewards_of_pairs(mine, config.population or 0)
@@ -46,7 +46,7 @@ def evolve(
     if pairs:
         weight_M = session.row.weigh(reward_M, shape_returns=config.shape_returns)
     with session.clock("optimiser"):
-        norm = move(session, state, parameters, pairs, weight_M)
+        norm = move_parameters(session, state, parameters, pairs, weight_M)
     state.step += 1
     population_metrics(reward_M, weight_M, norm, sums)
     weight = weights_by_member(pairs, weight_M)
@@ -86,7 +86,7 @@ def rewards_of_pairs(mine: dict[int, list[Group]], population: int) -> tuple[lis
     return pairs, by_pair[pairs].flatten()
 
 
-def move(
+def move_parameters(
     session: Session,
     state: State,
     parameters: Sequence[nn.Parameter],
@@ -108,10 +108,10 @@ def noise_of(
     pairs: Sequence[int], seed: int, step: int, tensor: int, like: Tensor, k: int
 ) -> Tensor:
     """`noise` of the k-th of some pairs."""
-    return noise(seed, step, tensor, like, pairs[k])
+    return parameter_noise(seed, step, tensor, like, pairs[k])
 
 
-def noise(seed: int, step: int, tensor: int, like: Tensor, pair: int) -> Tensor:
+def parameter_noise(seed: int, step: int, tensor: int, like: Tensor, pair: int) -> Tensor:
     """The standard normal noise of one parameter tensor for one pair of members.
 
     It is made anew from four numbers whenever it is needed. Every tensor has a stream of its own:
@@ -125,7 +125,7 @@ def noise(seed: int, step: int, tensor: int, like: Tensor, pair: int) -> Tensor:
 
 
 @contextmanager
-def perturbed(
+def perturbed_parameters(
     parameters: Sequence[nn.Parameter], seed: int, step: int, member: int, sigma: float
 ) -> Generator[None]:
     """Within it theta + sigma eps for an even member, theta - sigma eps for the odd one after it.
@@ -141,7 +141,9 @@ def perturbed(
     try:
         with torch.no_grad():
             for i, parameter in enumerate(parameters):
-                parameter.add_(noise(seed, step, i, parameter, member // 2), alpha=sign * sigma)
+                parameter.add_(
+                    parameter_noise(seed, step, i, parameter, member // 2), alpha=sign * sigma
+                )
         yield
     finally:
         with torch.no_grad():

@@ -15,8 +15,8 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.data.source import Row
 from laurel.model.chat import Supervised, encode_prompt
-from laurel.model.policy import positions_of, shorter
-from laurel.model.rows import encodings
+from laurel.model.policy import least_limit, max_positions
+from laurel.model.rows import encode_answers
 from laurel.model.shown import messages_for_template
 from laurel.model.turns import as_tools
 from laurel.model.weights import check_ids
@@ -27,7 +27,7 @@ MANY = 2000  # rows whose reading takes about a second
 
 
 @dataclass
-class Tally:
+class RowTally:
     """Counts of rows that were left out and why, were cut, or lose text in the chat template.
 
     `remedies` has for each reason to leave rows out what can be done about it.
@@ -74,13 +74,13 @@ def with_position_limits(config: TrainConfig, source: Source, *models: Any) -> T
 
     Rows of data are limited by max_length, prompts to sample from by max_prompt_length.
     """
-    positions = shorter(
-        *(positions_of(model.config) for model in models if hasattr(model, "config"))
+    positions = least_limit(
+        *(max_positions(model.config) for model in models if hasattr(model, "config"))
     )
     if positions is None:
         return config
     if not source.prompts:
-        return config.model_copy(update={"max_length": shorter(config.max_length, positions)})
+        return config.model_copy(update={"max_length": least_limit(config.max_length, positions)})
     room = positions - (config.max_completion_length or 0)
     if room < 1:
         what = (
@@ -95,7 +95,7 @@ def with_position_limits(config: TrainConfig, source: Source, *models: Any) -> T
     return config.model_copy(update={"max_prompt_length": min(config.max_prompt_length, room)})
 
 
-def fitting(
+def select_fitting_rows(
     policy: Any, rows: Sequence[Row], config: TrainConfig, source: Source, where: str = ""
 ) -> tuple[list[Row], list[str]]:
     """Rows that can be trained on, and notes on what was left out, cut or lost, and why.
@@ -105,7 +105,7 @@ def fitting(
     that the model has positions for (see `bounded`).
     """
     where = where or config.dataset
-    tally, kept = Tally(len(rows)), list[Row]()
+    tally, kept = RowTally(len(rows)), list[Row]()
     for row in with_bar(rows):
         try:
             fits = (
@@ -127,7 +127,7 @@ def fitting(
             where=where,
             fix=f"{fix} `laurel data show --tokens` shows rows as they are trained on.",
         )
-    positions = positions_of(getattr(policy, "causal", policy.model).config)
+    positions = max_positions(getattr(policy, "causal", policy.model).config)
     by_model = not source.prompts and positions == config.max_length
     return kept, tally.notes(
         f"{positions} tokens, the model's positions"
@@ -146,7 +146,7 @@ def with_bar(rows: Sequence[Row]) -> Iterable[Row]:
     return track(rows, "tokenizing rows", console=console, transient=True, disable=not shown)
 
 
-def unfit_rows_error(tally: Tally, where: str) -> UsageError:
+def unfit_rows_error(tally: RowTally, where: str) -> UsageError:
     """The error that names the rows which cannot be trained on as they are, the first of them."""
     count = len(tally.unfit)
     if count == 1:
@@ -159,13 +159,13 @@ def unfit_rows_error(tally: Tally, where: str) -> UsageError:
     )
 
 
-def prompt_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
+def prompt_fits(policy: Any, row: Row, config: TrainConfig, tally: RowTally) -> bool:
     """Can the row's prompt be sampled from?"""
     prompt, tools = row.columns["prompt"], as_tools(row.columns.get("tools"))
     ids = encode_prompt(policy.tokenizer, prompt, tools=tools)
     check_ids(policy, ids, "")
     if len(ids) > config.max_prompt_length:
-        positions, fix = positions_of(policy.causal.config), "Raise max_prompt_length."
+        positions, fix = max_positions(policy.causal.config), "Raise max_prompt_length."
         why = f"a prompt of more than max_prompt_length={config.max_prompt_length} tokens"
         if (
             positions is not None
@@ -185,9 +185,9 @@ def prompt_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> boo
     return True
 
 
-def row_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
+def row_fits(policy: Any, row: Row, config: TrainConfig, tally: RowTally) -> bool:
     """Is there something to learn from a row of data?"""
-    encoded = encodings(policy, row, train_on=config.train_on, max_length=config.max_length)
+    encoded = encode_answers(policy, row, train_on=config.train_on, max_length=config.max_length)
     for one in encoded:
         check_ids(policy, one.ids, "")
     cut, within, longer = (
@@ -217,7 +217,7 @@ def row_fits(policy: Any, row: Row, config: TrainConfig, tally: Tally) -> bool:
 
 def raise_limit_advice(policy: Any, config: TrainConfig) -> str:
     """Advice for rows that are too long: raise the limit, where the model has more positions."""
-    positions = positions_of(getattr(policy, "causal", policy.model).config)
+    positions = max_positions(getattr(policy, "causal", policy.model).config)
     if positions is None:
         return "Raise max_length."
     if (config.max_length or 0) >= positions:

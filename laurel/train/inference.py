@@ -14,7 +14,7 @@ from laurel.core.errors import UsageError
 from laurel.core.sample import Draw, Group
 from laurel.data.formats import is_messages
 from laurel.data.source import Row
-from laurel.eval.evaluate import Evaluation, figures_at, sample_answers
+from laurel.eval.evaluate import Evaluation, pass_at_ks, sample_answers
 from laurel.eval.evaluate import evaluate as evaluate_policy
 from laurel.eval.load import load_policies, load_prompts
 from laurel.eval.scorer import evaluate_scorer
@@ -101,7 +101,7 @@ def evaluate_config(
     loaded: called with the policy and the number of rows before the first answer; watch: with the
     number of rows of each portion done.
     """
-    figures_at(config)
+    pass_at_ks(config)
     rows = load_prompts(config)
     mixture = load_rewards(
         config.rewards,

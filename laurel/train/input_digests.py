@@ -18,7 +18,7 @@ from laurel.core.bound_objects import bound_object
 from laurel.core.config import TrainConfig
 from laurel.core.named_datasets import format_named_sets
 from laurel.data.source import Row
-from laurel.model.folders import base_of, is_adapter
+from laurel.model.folders import adapter_base, is_adapter
 from laurel.model.policy import weights_hash
 
 ENDS = 1 << 20
@@ -26,7 +26,7 @@ ENDS = 1 << 20
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
 
 
-def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+def digest_inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
     """What is read -> a few words that change with its content.
 
     `rows`: the rows of each option that names data. Data counts by its rows, whatever holds them (a
@@ -34,7 +34,7 @@ def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, 
     their Python files and of those that these import from the same folder; models by their files.
     """
     found = {
-        f"{option} {format_named_sets(getattr(config, option))}": of_rows(read)
+        f"{option} {format_named_sets(getattr(config, option))}": digest_rows(read)
         for option, read in rows.items()
         if read
     }
@@ -43,12 +43,14 @@ def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, 
         names = list[str]() if value is None else [value] if isinstance(value, str) else list(value)
         for name in names:
             words = (
-                of_object(bound_object(name)) if bound_object(name) is not None else of_code(name)
+                digest_object(bound_object(name))
+                if bound_object(name) is not None
+                else digest_code(name)
             )
             if words:
                 found[f"{option} {name}"] = words
     if (model := bound_object(config.model)) is not None:
-        found[f"model {config.model}"] = of_given(model, whole=config.use_peft)
+        found[f"model {config.model}"] = digest_given_model(model, whole=config.use_peft)
     folders = [
         config.model,
         *(
@@ -58,25 +60,25 @@ def inputs(config: TrainConfig, rows: Mapping[str, Sequence[Row]]) -> dict[str, 
         ),
     ]
     # the model that adapters are put on counts, too
-    folders += [base_of(folder) for folder in folders if is_adapter(folder)]
+    folders += [adapter_base(folder) for folder in folders if is_adapter(folder)]
     for folder in folders:
         if Path(folder).is_dir():
-            found[f"model {folder}"] = of_model(Path(folder))
+            found[f"model {folder}"] = digest_model_folder(Path(folder))
     if config.chat_template:
-        found[f"chat_template {config.chat_template}"] = of_files([Path(config.chat_template)])
+        found[f"chat_template {config.chat_template}"] = digest_files([Path(config.chat_template)])
     return found
 
 
-def of_rows(rows: Sequence[Row]) -> str:
+def digest_rows(rows: Sequence[Row]) -> str:
     """How many rows, and a digest of what they hold, in their order in the source.
 
     A row's id is made from both.
     """
     ids = sorted((row.id for row in rows), key=lambda name: int(name.rpartition("-")[2]))
-    return f"{len(rows)} rows, {digest(name.encode() for name in ids)}"
+    return f"{len(rows)} rows, {digest_parts(name.encode() for name in ids)}"
 
 
-def of_code(name: str) -> str:
+def digest_code(name: str) -> str:
     """A digest of the file behind `file.py:function` or `module.function`, "" if there is none.
 
     What the file imports from its own folder counts, too.
@@ -89,10 +91,10 @@ def of_code(name: str) -> str:
     )
     if file is None or not file.is_file():
         return ""
-    return of_files(sorted(with_neighbours(file.resolve())))
+    return digest_files(sorted(with_neighbours(file.resolve())))
 
 
-def of_object(thing: Any) -> str:
+def digest_object(thing: Any) -> str:
     """A digest of the text of a function or class; "" where Python cannot show it."""
     while isinstance(thing, functools.partial):
         thing = thing.func
@@ -102,10 +104,10 @@ def of_object(thing: Any) -> str:
         )
     except (OSError, TypeError):
         return ""
-    return digest([text.encode()])
+    return digest_parts([text.encode()])
 
 
-def of_given(model: Any, *, whole: bool) -> str:
+def digest_given_model(model: Any, *, whole: bool) -> str:
     """A digest of a model in memory: of its kind and shapes, and with `whole` of its weights.
 
     Without adapters a checkpoint holds every weight, so a resumed run does not depend on those the
@@ -120,7 +122,7 @@ def of_given(model: Any, *, whole: bool) -> str:
     parts = [type(base).__name__, *shapes]
     if whole or base is not model:
         parts.append(weights_hash(base, skip="lora_"))
-    return digest(part.encode() for part in parts)
+    return digest_parts(part.encode() for part in parts)
 
 
 def file_of(module: str) -> Path | None:
@@ -167,21 +169,23 @@ def with_neighbours(file: Path) -> set[Path]:
     return found
 
 
-def of_model(folder: Path) -> str:
+def digest_model_folder(folder: Path) -> str:
     """A digest of a model's files: of weights the size and both ends, of all else every byte."""
-    return of_files(
+    return digest_files(
         sorted(
             file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")
         )
     )
 
 
-def of_files(files: Iterable[Path]) -> str:
+def digest_files(files: Iterable[Path]) -> str:
     """One digest of several files, their names included."""
-    return digest(part for file in files for part in (file.name.encode(), content(file)))
+    return digest_parts(
+        part for file in files for part in (file.name.encode(), content_to_digest(file))
+    )
 
 
-def content(file: Path) -> bytes:
+def content_to_digest(file: Path) -> bytes:
     """A file's bytes; of weights the size, the first MiB and the last."""
     size = file.stat().st_size
     if file.suffix not in WEIGHTS or size <= 2 * ENDS:
@@ -192,7 +196,7 @@ def content(file: Path) -> bytes:
         return b"%d " % size + first + stream.read()
 
 
-def digest(parts: Iterable[bytes]) -> str:
+def digest_parts(parts: Iterable[bytes]) -> str:
     """12 hex digits of the SHA-256 of parts, each told apart from the next by its length."""
     whole = hashlib.sha256()
     for part in parts:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError
-from laurel.core.metrics import Sums, merged
+from laurel.core.metrics import Sums, merge_metrics
 from laurel.core.run import Run
 from laurel.core.sample import Batch, Draw, Group, Outputs, Values, sample_seed
 from laurel.core.tensors import bools, ints
@@ -41,7 +41,7 @@ from laurel.train.evaluate import check_names, evaluate, scorer_verdict
 from laurel.train.evolve import evolve
 from laurel.train.interrupt import Interrupted, StopFlag
 from laurel.train.masters import NARROW
-from laurel.train.pretrain import mix_in
+from laurel.train.pretrain import add_pretraining_gradient
 from laurel.train.profile import count_learning
 from laurel.train.progress import Progress
 from laurel.train.record import (
@@ -59,7 +59,7 @@ from laurel.train.reference import with_reference
 from laurel.train.rewards import adjust_rewards
 from laurel.train.saving import save, save_and_wrap
 from laurel.train.session import Observers, Session, State, learning_rate, phase
-from laurel.train.setup import prepare, versions
+from laurel.train.setup import prepare_session, versions
 from laurel.train.values import critic_values
 from laurel.weight.advantage import bootstrapped
 from laurel.weight.group import informative, update_running_mean
@@ -79,7 +79,7 @@ def train(
     The command line walks this same path. observers: callbacks and metrics of a Python program
     (`laurel.train.python`).
     """
-    session, state = prepare(algorithm, config or TrainConfig(), observers, train=train)
+    session, state = prepare_session(algorithm, config or TrainConfig(), observers, train=train)
     try:
         carry_on(session, state, quiet)
     except BaseException:
@@ -93,7 +93,7 @@ def carry_on(session: Session, state: State, quiet: bool) -> None:
     """Steps until the end, then the model."""
     stop = StopFlag()
     with Progress(session, quiet=quiet or parallel.rank() > 0) as progress, stop:
-        checks.before(session, state.step, progress)
+        checks.show_and_check_start(session, state.step, progress)
         check_names(session)
         if parallel.rank() == 0:
             session.run.note(versions())
@@ -390,7 +390,7 @@ def update(session: Session, state: State, batch: Batch, sums: Sums) -> None:
         if idle:
             return
         if ptx:
-            mix_in(session, session.pretraining, state.step, sums)
+            add_pretraining_gradient(session, session.pretraining, state.step, sums)
         take_step(session, state, sums)
 
 
@@ -429,7 +429,7 @@ def loss_of(
     config, terms = session.config, session.terms
     values = [term.objective(*outputs.tensors(term.reads), micro) for term in terms]
     if config.beta or config.entropy_coef:
-        values[0] = values[0] + penalties(session, micro, outputs)
+        values[0] = values[0] + penalty_terms(session, micro, outputs)
     if state.step <= (config.critic_warmup_steps or 0):
         values[0] = values[0].detach()
     parts = [
@@ -440,7 +440,7 @@ def loss_of(
     return torch.stack(parts).sum()
 
 
-def penalties(session: Session, micro: Batch, outputs: Outputs) -> Tensor | float:
+def penalty_terms(session: Session, micro: Batch, outputs: Outputs) -> Tensor | float:
     """beta * KL(pi || ref) - entropy_coef * H, per token, where they belong to the loss."""
     config, terms = session.config, 0.0
     if session.learns_from_data:
@@ -542,7 +542,7 @@ def finish_step(session: Session, state: State, sums: Sums, progress: Progress) 
     record_time(session, sums, state.step)
     if config.kl_target:
         sums.add("beta", state.beta, 1)
-    means = merged(parallel.gather(sums)).means()
+    means = merge_metrics(parallel.gather(sums)).means()
     better = evaluated and best.is_best(session, state, means)
     done = evaluated and (best.reached_goal(config, means) or best.out_of_patience(config, state))
     alarms = log_step(session, state.step, means, progress, done)

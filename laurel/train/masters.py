@@ -50,7 +50,7 @@ class Masters:
     def __init__(self, groups: Sequence[dict[str, Any]], make: Make) -> None:
         self.param_groups = [dict(group) for group in groups]
         self.parts = [
-            Part(p, make, group)
+            MasterPart(p, make, group)
             for group in self.param_groups
             for p in group["params"]
             if p.dtype == NARROW
@@ -66,7 +66,7 @@ class Masters:
         """One step of everything that has a gradient, at the rates that `param_groups` say."""
         if self.plain is not None:
             for group, n in zip(self.plain.param_groups, self.place, strict=True):
-                group.update(settings(self.param_groups[n]))
+                group.update(group_settings(self.param_groups[n]))
             self.plain.step()
         for part in self.parts:
             part.step()
@@ -97,7 +97,7 @@ class Masters:
             self.plain.load_state_dict(state["plain"])
 
 
-class Part:
+class MasterPart:
     """One bfloat16 parameter: the rest of its master, and its optimisers.
 
     One optimiser for every AT_ONCE numbers of it.
@@ -126,12 +126,12 @@ class Part:
                 join_float32(weight[piece], self.rest[piece]),
                 grad[piece].float(),
             )
-            inner.param_groups[0].update(settings(self.group))
+            inner.param_groups[0].update(group_settings(self.group))
             inner.step()
             weight[piece], self.rest[piece] = split_float32(stand_in.data)
             stand_in.data, stand_in.grad = stand_in.data.new_empty(0), None
 
 
-def settings(group: dict[str, Any]) -> dict[str, Any]:
+def group_settings(group: dict[str, Any]) -> dict[str, Any]:
     """What a group says besides its parameters."""
     return {name: value for name, value in group.items() if name != "params"}

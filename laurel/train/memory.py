@@ -23,7 +23,12 @@ from laurel.model.narrow import weight_dtype_of
 from laurel.model.turns import as_tools
 from laurel.rollout.pack import pack
 from laurel.train import masters, parallel
-from laurel.train.activation_memory import activations, computed, in_training, weight_copies
+from laurel.train.activation_memory import (
+    activations,
+    count_computed_tokens,
+    training_mode,
+    weight_copies,
+)
 from laurel.train.optimizer import state_bytes
 from laurel.train.session import Session
 
@@ -58,7 +63,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class MemoryForecast:
     """Bytes by name.
 
     there: models; parts: what a step adds; phases: which of these are there at the same time.
@@ -85,32 +90,32 @@ class Foreseen:
 
 def forecast_bytes(
     policy: Any, reference: Any, auxiliary: Any, config: Any, row: Any, work: Work, kind: str
-) -> Foreseen:
+) -> MemoryForecast:
     """The bytes that a run takes on a device, of models that may be without memory.
 
     They follow from shapes, and from a pass over shapes. Activations go as gradients come, so both
     are there together only where gradients of an earlier micro-batch wait.
     """
-    there = {"policy": weights_of(policy.model)}
+    there = {"policy": weight_bytes(policy.model)}
     if reference is not None:
-        there["reference"] = 0 if reference.adapters_off else weights_of(reference.policy.model)
+        there["reference"] = 0 if reference.adapters_off else weight_bytes(reference.policy.model)
     if auxiliary is not None:
-        there[row.trained.auxiliary] = weights_of(auxiliary.model)
+        there[row.trained.auxiliary] = weight_bytes(auxiliary.model)
     trained: dict[str, Any] = {**policy.trainable(), **(auxiliary.trainable() if auxiliary else {})}
-    weights = bytes_of(trained.values())
-    parts = sampling(policy, work, kind)
+    weights = tensor_bytes(trained.values())
+    parts = sampling_bytes(policy, work, kind)
     phases = {"sampling": (*OPTIMISER, *parts)} if parts else {}
     always = ("sampler's weights",) if parts else ()
     if row.source.population:
         parts |= {"moments": 0, "masters": 0, "a copy": weights}
-        return Foreseen(there, parts, {"sampling": (*phases["sampling"], "a copy")})
+        return MemoryForecast(there, parts, {"sampling": (*phases["sampling"], "a copy")})
     parts |= state_bytes(trained, config.optim)
     if config.optim.startswith("paged") and kind == "cuda":
         parts["moments"] = 0  # they leave a GPU that is full
-    parts |= backward(policy, auxiliary, config, row, work, kind)
+    parts |= backward_bytes(policy, auxiliary, config, row, work, kind)
     parts["a tensor at a time"] = master_copy_bytes(trained)
     parts["what is saved"] = weights
-    return Foreseen(there, parts, phases | phases_of(work.several, (*OPTIMISER, *always)))
+    return MemoryForecast(there, parts, phases | phases_of(work.several, (*OPTIMISER, *always)))
 
 
 def phases_of(several: bool, still: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
@@ -129,12 +134,12 @@ def phases_of(several: bool, still: tuple[str, ...]) -> dict[str, tuple[str, ...
     }
 
 
-def weights_of(module: Any) -> int:
+def weight_bytes(module: Any) -> int:
     """Bytes of a model's weights."""
-    return bytes_of(module.parameters())
+    return tensor_bytes(module.parameters())
 
 
-def bytes_of(tensors: Iterable[Any]) -> int:
+def tensor_bytes(tensors: Iterable[Any]) -> int:
     """Bytes of tensors together."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -148,7 +153,7 @@ def master_copy_bytes(trained: dict[str, Any]) -> int:
     return 5 * 4 * min(max(narrow, default=0), masters.AT_ONCE)
 
 
-def backward(
+def backward_bytes(
     policy: Any, auxiliary: Any, config: Any, row: Any, work: Work, kind: str
 ) -> dict[str, int]:
     """Bytes that a micro-batch adds.
@@ -172,7 +177,7 @@ def backward(
         head = policy.causal.get_output_embeddings().weight
         tied = head is policy.causal.get_input_embeddings().weight and head.requires_grad
         found |= head_bytes(policy, head, work.micro, kind)
-    largest = max((bytes_of([p]) for p in learning), default=0)
+    largest = max((tensor_bytes([p]) for p in learning), default=0)
     return found | {"gradients twice": (int(tied) + int(work.several)) * largest}
 
 
@@ -188,7 +193,7 @@ def activation_bytes(
     weights = [*policy.model.parameters(), *(auxiliary.model.parameters() if auxiliary else ())]
     # a GPU that is not here computes otherwise
     there = nullcontext() if kind == "cpu" else off_cpu()
-    with in_training(policy.model, not config.disable_dropout), there:
+    with training_mode(policy.model, not config.disable_dropout), there:
         kept = sum(activations(body, work.micro, policy.autocast, weights) for body in bodies)
         if policy.dtype == weight_dtype_of(policy.model):
             return kept, 0
@@ -218,7 +223,7 @@ def own_bodies(auxiliary: Any) -> list[Any]:
     return [model["body"]] if isinstance(model, torch.nn.ModuleDict) and "body" in model else []
 
 
-def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
+def sampling_bytes(policy: Any, work: Work, kind: str) -> dict[str, int]:
     """Bytes of sampling: keys and values, the sampler's weights, logits; {} where none is done.
 
     kind: of the device that it will be on, which need not be here.
@@ -239,7 +244,7 @@ def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
         tokens = prompts * round_up_16(work.prompt) + rows * round_up_16(work.completion)
         return {
             "keys and values": a_token * tokens,
-            "sampler's weights": fused_weights(policy),
+            "sampler's weights": fused_weight_bytes(policy),
             "sampled logits": 2 * rows * vocabulary * item,
         }
     if policy.packs and not static_obstacle(policy):
@@ -252,7 +257,7 @@ def sampling(policy: Any, work: Work, kind: str) -> dict[str, int]:
     }
 
 
-def fused_weights(policy: Any) -> int:
+def fused_weight_bytes(policy: Any) -> int:
     """Bytes of the weights that the compact decoder copies.
 
     It copies several projections as one, and weights in another precision.
@@ -328,7 +333,7 @@ def work_in(
     micros = list(
         batch.split(config.token_budget, whole_groups=session.by_comparison, packed=session.packs)
     )
-    micro = max(micros, key=lambda one: computed(one, packed=session.packs))
+    micro = max(micros, key=lambda one: count_computed_tokens(one, packed=session.packs))
     return Work(micro, len(micros) > 1, len(groups), each, prompt, completion)
 
 
@@ -346,7 +351,7 @@ def memory(session: Session) -> str:
         work_of(session),
         session.policy.device.type,
     )
-    listed = in_words(found)
+    listed = format_parts(found)
     on_gpu = session.policy.device.type == "cuda"
     now = torch.cuda.memory_allocated(session.policy.device) if on_gpu else resident_bytes()
     both = device_memory(session.policy.device)
@@ -356,7 +361,9 @@ def memory(session: Session) -> str:
             f" {(now + both[0]) / 1e9:.1f} GB are there."
         )
         raise UsageError(
-            what, where="memory", fix=" ".join(ways_out(session.config, session.row, found)[:3])
+            what,
+            where="memory",
+            fix=" ".join(memory_advice(session.config, session.row, found)[:3]),
         )
     largest = (
         f"at its largest about {(now + found.coming) / 1e6:.0f}, all that the process has counted,"
@@ -365,7 +372,7 @@ def memory(session: Session) -> str:
     return f"memory in MB: {listed}; {largest}"
 
 
-def in_words(found: Foreseen) -> str:
+def format_parts(found: MemoryForecast) -> str:
     """Every part that takes something, in MB."""
     every = {**found.there, **found.parts}
     return ", ".join(
@@ -375,7 +382,7 @@ def in_words(found: Foreseen) -> str:
     )
 
 
-def ways_out(config: Any, row: Any, found: Foreseen) -> list[str]:
+def memory_advice(config: Any, row: Any, found: MemoryForecast) -> list[str]:
     """What to change so that a step takes less memory: what costs least first.
 
     It lists only what helps in the phase that takes most.

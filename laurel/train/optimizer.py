@@ -73,11 +73,11 @@ def optimizer_class(config: TrainConfig, fused: bool) -> Make:
     """What makes the optimiser of float32 parameters that `config.optim` names."""
     if config.optim == "adamw_torch":
         return lambda groups: torch.optim.AdamW(groups, lr=config.learning_rate or 0.0, fused=fused)
-    kind = getattr(library(config.optim), KEPT[config.optim])
+    kind = getattr(load_bitsandbytes(config.optim), KEPT[config.optim])
     return lambda groups: kind(groups, lr=config.learning_rate)
 
 
-def library(optim: str) -> Any:
+def load_bitsandbytes(optim: str) -> Any:
     """bitsandbytes' optimisers; a UsageError where it is not installed, or does not work."""
     try:
         with warnings.catch_warnings():
@@ -117,7 +117,7 @@ def check_optim(config: TrainConfig, device: torch.device) -> None:
             where=f"optim={config.optim}",
             fix="Leave it out.",
         )
-    library(config.optim)
+    load_bitsandbytes(config.optim)
 
 
 def state_bytes(parameters: Mapping[str, nn.Parameter], optim: str) -> dict[str, int]:

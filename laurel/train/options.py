@@ -10,7 +10,7 @@ from laurel.core.errors import UsageError, nearest
 from laurel.objective.constraint import check_of
 from laurel.objective.kl import check_kl
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.binding import parameters
+from laurel.train.binding import option_defaults
 
 ADAMW = ("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
 
@@ -21,8 +21,8 @@ def defaults(name: str) -> dict[str, Any]:
     objectives = [row.objective, *(term.objective for term in row.terms)]
     own = {
         **row.source.options,
-        **parameters(row.weigh),
-        **{k: v for f in objectives for k, v in parameters(f).items()},
+        **option_defaults(row.weigh),
+        **{k: v for f in objectives for k, v in option_defaults(f).items()},
         **row.defaults,
     }
     if (
@@ -34,7 +34,7 @@ def defaults(name: str) -> dict[str, Any]:
     return own
 
 
-def applying(name: str) -> dict[str, Any]:
+def applicable_options(name: str) -> dict[str, Any]:
     """Every option that this algorithm has, also those that all have, with its default here."""
     own = defaults(name)
     elsewhere = set[str]().union(*(defaults(other) for other in ALGORITHMS)) - set(own)
@@ -128,7 +128,7 @@ def check_given(config: TrainConfig) -> None:
 
 def options_of(check: Callable[..., None], config: TrainConfig) -> dict[str, Any]:
     """The options that the check of an objective takes, by name."""
-    return {option: getattr(config, option) for option in parameters(check)}
+    return {option: getattr(config, option) for option in option_defaults(check)}
 
 
 def check_precision(name: str, config: TrainConfig) -> None:

@@ -20,7 +20,7 @@ PATIENCE = timedelta(minutes=10)
 """The longest wait: a peer that stays away longer is an error that names the operation."""
 
 
-def join() -> None:
+def join_process_group() -> None:
     """Join the process group that torchrun describes in the environment; alone, do nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():

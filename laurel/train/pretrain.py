@@ -21,7 +21,7 @@ from laurel.train import parallel
 from laurel.train.session import Session
 
 
-def mix_in(session: Session, rows: Sequence[Row], step: int, sums: Sums) -> None:
+def add_pretraining_gradient(session: Session, rows: Sequence[Row], step: int, sums: Sums) -> None:
     """Add the gradient of ptx_coef * E[-log pi(text)] to what has been accumulated.
 
     The mean is per token of this step's rows of ptx_dataset: as many rows as prompts per step,

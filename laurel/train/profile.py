@@ -61,11 +61,12 @@ def record_profile(session: Session, phases: dict[str, float], sums: Sums, step:
         clock.totals[name] = clock.totals.get(name, 0.0) + number
     if step % config.logging_steps == 0 or step == config.max_steps:
         write_atomic(
-            session.run.folder / "profile.json", json.dumps(averages(clock.totals), indent=1) + "\n"
+            session.run.folder / "profile.json",
+            json.dumps(average_profile(clock.totals), indent=1) + "\n",
         )
 
 
-def averages(totals: dict[str, float]) -> dict[str, Any]:
+def average_profile(totals: dict[str, float]) -> dict[str, Any]:
     """The profile as profile.json has it: means per step, and shares of the step.
 
     `roofline` is the time that the step's necessary work would take at this machine's own rates

@@ -48,7 +48,7 @@ def train(
     are understood.
     """
     check_algorithm(algorithm)
-    options = renamed(options)
+    options = rename_trl_options(options)
     check_names(options)
     values = {**given_values(config), **options}
     tokenizer = values.pop("tokenizer", None)
@@ -61,7 +61,7 @@ def train(
     observers = Observers(
         check_callbacks(callbacks),
         check_function(compute_metrics),
-        tuple(notes_on(objects, values.get("param_dtype"))),
+        tuple(object_notes(objects, values.get("param_dtype"))),
     )
     with bind_objects(objects):
         resolved = build_config(values, where="laurel.train")
@@ -79,7 +79,7 @@ def check_algorithm(name: Any) -> None:
         )
 
 
-def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+def rename_trl_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options with TRL's names for objects as ours.
 
     One given under both names is a UsageError. None counts as not given.
@@ -120,7 +120,7 @@ def given_values(config: TrainConfig | Mapping[str, Any] | str | Path | None) ->
         return resolve_paths(config, read_yaml(config))
     # a program may give anything
     if isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        return renamed(config)
+        return rename_trl_options(config)
     raise UsageError(
         f"`{type(config).__name__}` is no configuration.",
         where="config",
@@ -149,9 +149,11 @@ def with_name(option: str, value: Any, split: str, objects: dict[str, Any]) -> A
     if option == "rewards":
         several = isinstance(value, list | tuple)
         listed = cast("Sequence[Any]", value) if several else list[Any]([value])
-        return [one if isinstance(one, str) else by_name(one, option, objects) for one in listed]
+        return [
+            one if isinstance(one, str) else name_object(one, option, objects) for one in listed
+        ]
     if option in CODE and not isinstance(value, str):
-        return by_name(value, option, objects)
+        return name_object(value, option, objects)
     if option == "model" and not isinstance(value, str):
         return model_by_name(value, objects)
     return value
@@ -203,7 +205,7 @@ def path_as_text(value: Any) -> Any:
     return value
 
 
-def by_name(value: Any, option: str, objects: dict[str, Any]) -> str:
+def name_object(value: Any, option: str, objects: dict[str, Any]) -> str:
     """`module.qualname` of a function or class, by which a run remembers it.
 
     A second one of that name becomes `...#2`.
@@ -289,7 +291,7 @@ def check_function(function: Any) -> Any:
     return function
 
 
-def notes_on(objects: Mapping[str, Any], kept: str | None = None) -> list[str]:
+def object_notes(objects: Mapping[str, Any], kept: str | None = None) -> list[str]:
     """Notes on objects: where they run, and what becomes of them.
 
     kept: the precision asked for weights.

@@ -9,7 +9,7 @@ from laurel.core.sample import Batch
 from laurel.core.tensors import ints
 from laurel.rollout.pack import pack
 from laurel.train import parallel
-from laurel.train.reference_cache import ReferenceCache, blocks_of, digest, row_digests
+from laurel.train.reference_cache import ReferenceCache, digest, epoch_blocks, row_digests
 from laurel.train.session import Session
 from laurel.train.starter import cache_folder
 
@@ -70,7 +70,7 @@ def open_cache(session: Session) -> ReferenceCache:
     file = cache_folder() / "reference" / f"{digest(made_from)}.safetensors"
     per_step = config.prompts_per_step
     return ReferenceCache(
-        file, ids, blocks_of(len(ids), config.seed, per_step, parallel.world_size())
+        file, ids, epoch_blocks(len(ids), config.seed, per_step, parallel.world_size())
     )
 
 

@@ -78,7 +78,7 @@ def digest(value: object) -> str:
     return hashlib.blake2b(repr(value).encode(), digest_size=12).hexdigest()
 
 
-def blocks_of(count: int, seed: int, per_step: int, processes: int) -> list[list[int]]:
+def epoch_blocks(count: int, seed: int, per_step: int, processes: int) -> list[list[int]]:
     """Rows 0 .. count - 1 as the first epoch draws them, cut where a step or a process ends.
 
     Every row is in one block.

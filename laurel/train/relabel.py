@@ -15,7 +15,7 @@ from laurel.data.formats import is_messages
 from laurel.data.source import Row
 from laurel.model.chat import encode_prompt
 from laurel.reward.load import Reward, load_reward
-from laurel.reward.mixture import Call
+from laurel.reward.mixture import RewardCall
 from laurel.rollout.source import POLICY
 from laurel.train.session import Session
 
@@ -59,7 +59,7 @@ def load_relabel(name: str | None, columns: Collection[str] | None = None) -> Re
     return found
 
 
-def hindsight(
+def relabel_in_hindsight(
     session: Session, rows: Sequence[Row], groups: list[Group], sums: Sums
 ) -> list[Group]:
     """The groups as demonstrations of what they achieved.
@@ -103,7 +103,7 @@ def achieved_goals(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
 
     An answer of another length, or that is no prompt, is an error.
     """
-    call, where = Call.of(groups), f"relabel, `{relabel.name}`"
+    call, where = RewardCall.of(groups), f"relabel, `{relabel.name}`"
     try:
         answer: Any = relabel.function(**call.arguments(relabel))
     except Exception as error:
@@ -118,7 +118,7 @@ def achieved_goals(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
             fix="A list: one prompt or None for each.",
         )
     for prompt, asked, group_key in zip(found, call.prompts, call.keys, strict=True):
-        if prompt is not None and not same_kind(prompt, asked):
+        if prompt is not None and not as_same_kind(prompt, asked):
             kind = "a text" if isinstance(asked, str) else "a list of messages"
             raise LaurelError(
                 f"returned {prompt!r:.80}, not {kind} as the prompt was, and not None.",
@@ -128,7 +128,7 @@ def achieved_goals(relabel: Reward, groups: Sequence[Group]) -> list[list[Any]]:
     return [[next(answers) for _ in group.samples] for group in groups]
 
 
-def same_kind(prompt: Any, asked: Any) -> bool:
+def as_same_kind(prompt: Any, asked: Any) -> bool:
     """A text where a text was asked, a conversation where it was one."""
     return isinstance(prompt, str) if isinstance(asked, str) else is_messages(prompt)
 
@@ -144,7 +144,7 @@ HINDSIGHT = POLICY.without(
     "max_resamples",
     "overlong_buffer",
     name="relabelled prompts",
-    revise=hindsight,
+    revise=relabel_in_hindsight,
     off_policy=True,
 ).having(relabel=None)
 """x ~ policy, then put under the instruction that it achieved."""

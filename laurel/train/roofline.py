@@ -24,7 +24,7 @@ LARGEST = 256 << 20
 """Bytes beyond which no cache holds them: more are not read any slower."""
 
 
-class Product(NamedTuple):
+class ProductShape(NamedTuple):
     """[rows, inner] times [inner, columns], `number` of them.
 
     kind: `weights`, one after the other, or `heads` of attention, at once.
@@ -37,7 +37,7 @@ class Product(NamedTuple):
     columns: int
 
 
-class Body(NamedTuple):
+class BodyCosts(NamedTuple):
     """What of a model costs time.
 
     matrices: (out, in, does it learn?) -> how many of them every token is multiplied by.
@@ -58,7 +58,7 @@ class Body(NamedTuple):
 class Work:
     """Floating-point operations of products by shape, and bytes read by size of memory."""
 
-    products: defaultdict[Product, float] = field(default_factory=lambda: defaultdict(float))
+    products: defaultdict[ProductShape, float] = field(default_factory=lambda: defaultdict(float))
     reads: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
 
     @property
@@ -66,13 +66,13 @@ class Work:
         """Of all products."""
         return sum(self.products.values())
 
-    def multiply(self, product: Product, operations: float) -> None:
+    def multiply(self, product: ProductShape, operations: float) -> None:
         """Count operations, at the rate of this shape."""
         if operations:
             self.products[product] += operations
 
     def pass_through(
-        self, body: Body, tokens: int, at_head: int, *, learns: bool, at_once: int = AT_ONCE
+        self, body: BodyCosts, tokens: int, at_head: int, *, learns: bool, at_once: int = AT_ONCE
     ) -> None:
         """Count `tokens` through every matrix, `at_head` of them through heads.
 
@@ -80,26 +80,29 @@ class Work:
         """
         for (out, into, moves), count in body.matrices.items():
             through = at_head if out == body.vocabulary else tokens
-            rows, operations = rounded(min(through, at_once)), 2.0 * count * out * into * through
-            self.multiply(Product("weights", count, rows, into, out), operations)
+            rows, operations = (
+                round_to_power_of_two(min(through, at_once)),
+                2.0 * count * out * into * through,
+            )
+            self.multiply(ProductShape("weights", count, rows, into, out), operations)
             if learns:
-                self.multiply(Product("weights", count, rows, out, into), operations)
+                self.multiply(ProductShape("weights", count, rows, out, into), operations)
             if learns and moves:
-                self.multiply(Product("weights", count, out, rows, into), operations)
+                self.multiply(ProductShape("weights", count, out, rows, into), operations)
 
     def attend(self, heads: int, queries: int, width: int, keys: int, operations: float) -> None:
         """Attention: queries times keys, and as much for probabilities times values."""
-        queries, keys = rounded(queries), rounded(keys)
-        self.multiply(Product("heads", heads, queries, width, keys), operations)
-        self.multiply(Product("heads", heads, queries, keys, width), operations)
+        queries, keys = round_to_power_of_two(queries), round_to_power_of_two(keys)
+        self.multiply(ProductShape("heads", heads, queries, width, keys), operations)
+        self.multiply(ProductShape("heads", heads, queries, keys, width), operations)
 
     def read(self, there: float, often: float) -> None:
         """`often` bytes of memory in which `there` bytes lie."""
         if often:
-            self.reads[min(rounded(int(there)), LARGEST)] += often
+            self.reads[min(round_to_power_of_two(int(there)), LARGEST)] += often
 
 
-def rounded(tokens: int) -> int:
+def round_to_power_of_two(tokens: int) -> int:
     """The nearest power of two: few shapes are to be measured then. Below eight as it is."""
     if tokens < 8:
         return tokens
@@ -107,7 +110,7 @@ def rounded(tokens: int) -> int:
     return low if tokens - low < 2 * low - tokens else 2 * low
 
 
-def body_of(model: nn.Module) -> Body:
+def body_of(model: nn.Module) -> BodyCosts:
     """What of a Hugging Face model costs time.
 
     A auxiliary without a body has only its trained matrices, and no attention.
@@ -115,11 +118,11 @@ def body_of(model: nn.Module) -> Body:
     config: Any = getattr(model, "config", None)
     matrices = matrices_of(model, config)
     if config is None:
-        return Body(matrices, max((out for out, _, _ in matrices), default=0), 0, 0, 0, ())
+        return BodyCosts(matrices, max((out for out, _, _ in matrices), default=0), 0, 0, 0, ())
     config = config.get_text_config()
     heads, width = config.num_attention_heads, getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    return Body(
+    return BodyCosts(
         matrices=matrices,
         vocabulary=config.vocab_size,
         heads=heads,
@@ -147,7 +150,7 @@ def matrices_of(model: nn.Module, config: Any) -> Counter[tuple[int, int, bool]]
     return matrices
 
 
-def pairs(first: int, last: int, body: Body) -> float:
+def count_attention_pairs(first: int, last: int, body: BodyCosts) -> float:
     """Pairs of a query at first .. last - 1 with a key that it attends to, in all layers.
 
     A query attends to its own position, too.
@@ -159,7 +162,7 @@ def pairs(first: int, last: int, body: Body) -> float:
     return found
 
 
-def count_pass(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
+def count_pass(work: Work, body: BodyCosts, batch: Batch, *, learns: bool) -> None:
     """Count a pass over a batch: real tokens only, a prompt once for all rows of its group.
 
     Heads are computed where a token is trained on. In the backward pass, attention has twice as
@@ -174,9 +177,10 @@ def count_pass(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
     )
     a_pair = 2.0 * body.heads * body.head_dim * (3 if learns else 1)
     own = sum(
-        pairs(start, start + length, body) for start, length in zip(starts, lengths, strict=True)
+        count_attention_pairs(start, start + length, body)
+        for start, length in zip(starts, lengths, strict=True)
     )
-    read = sum(pairs(0, start, body) for start in prompts.values())
+    read = sum(count_attention_pairs(0, start, body) for start in prompts.values())
     long, wide = sum(lengths) // rows, sum(starts) // rows
     for queries, keys, count in ((long, wide + long, own), (wide, wide, read)):
         work.attend(
@@ -189,7 +193,11 @@ def count_pass(work: Work, body: Body, batch: Batch, *, learns: bool) -> None:
 
 
 def count_sampling(
-    work: Work, body: Body, itemsize: int, prompts: Sequence[int], lengths: Sequence[Sequence[int]]
+    work: Work,
+    body: BodyCosts,
+    itemsize: int,
+    prompts: Sequence[int],
+    lengths: Sequence[Sequence[int]],
 ) -> None:
     """Count the sampling of completions of these lengths, of each prompt some.
 
@@ -207,26 +215,31 @@ def count_sampling(
     each = [
         (prompt, length - 1) for prompt, row in zip(prompts, lengths, strict=True) for length in row
     ]
-    own = sum(pairs(0, length, body) for _, length in each)
-    shared = sum(pairs(prompt, prompt + length, body) for prompt, length in each) - own
+    own = sum(count_attention_pairs(0, length, body) for _, length in each)
+    shared = (
+        sum(count_attention_pairs(prompt, prompt + length, body) for prompt, length in each) - own
+    )
     queries = max(1, rows // len(prompts)) * body.heads // body.kv_heads
     work.attend(len(prompts) * body.kv_heads, queries, body.head_dim, wide, a_pair * shared)
     a_token = 2 * body.kv_heads * body.head_dim * itemsize
     work.read(a_token * len(body.windows) * sum(every), a_token * own)
 
 
-def read_prompts(work: Work, body: Body, prompts: Sequence[int]) -> None:
+def read_prompts(work: Work, body: BodyCosts, prompts: Sequence[int]) -> None:
     """Prompts of these lengths, each read once, before the first token is drawn."""
     wide = sum(prompts) // len(prompts)
     work.pass_through(body, sum(prompts), len(prompts), learns=False, at_once=4 * AT_ONCE)
     together = min(len(prompts), AT_ONCE // max(wide, 1)) or 1
     operations = (
-        2.0 * body.heads * body.head_dim * sum(pairs(0, prompt, body) for prompt in prompts)
+        2.0
+        * body.heads
+        * body.head_dim
+        * sum(count_attention_pairs(0, prompt, body) for prompt in prompts)
     )
     work.attend(body.heads * together, wide, body.head_dim, wide, operations)
 
 
-Rates = dict[Product | int, float]
+Rates = dict[ProductShape | int, float]
 """What was measured: operations per second of a product, or bytes per second of so many bytes."""
 
 
@@ -248,7 +261,7 @@ def bound_seconds(work: Work, dtype: torch.dtype, device: torch.device, rates: R
 
 
 def product_rate(
-    shape: Product, dtype: torch.dtype, device: torch.device, budget: float = 0.01
+    shape: ProductShape, dtype: torch.dtype, device: torch.device, budget: float = 0.01
 ) -> float:
     """Operations per second of a product, into memory that is there.
 

@@ -26,7 +26,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """What is trained: a language model, or a scorer with `head` numbers.
 
     `auxiliary` is the name of a model that is trained together with it; `load(config, policy)`
@@ -56,7 +56,7 @@ class Algorithm:
     terms: tuple[Term, ...] = ()
     targets: Callable[..., Any] | None = None
     measure: Callable[..., Any] | None = None
-    trained: Trained = Trained()
+    trained: TrainedModel = TrainedModel()
     compares: bool = False
 
     @property

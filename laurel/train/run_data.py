@@ -38,7 +38,7 @@ def load_data(config: TrainConfig, use: str, algorithm: str = "") -> tuple[list[
     if config.eval_dataset is not None:
         return rows, [
             row
-            for name, source in sets_of(config).items()
+            for name, source in eval_sources(config).items()
             for row in read_set(config, name, source, use, how)
         ]
     most = len(rows) // 10
@@ -46,7 +46,7 @@ def load_data(config: TrainConfig, use: str, algorithm: str = "") -> tuple[list[
     return split_rows(rows, count, config.seed, most=most) if count else (rows, [])
 
 
-def sets_of(config: TrainConfig) -> dict[str, str]:
+def eval_sources(config: TrainConfig) -> dict[str, str]:
     """name: source of each evaluation set that eval_dataset names; the only one has no name."""
     named = config.eval_dataset
     return named if isinstance(named, dict) else {"": named} if named else {}
@@ -63,7 +63,7 @@ def read_set(
 def cut_sets(config: TrainConfig, eval_rows: list[Row]) -> tuple[list[Row], list[str]]:
     """The first `eval_size` rows of each evaluation set, and what is said of the others."""
     kept, notes = list[Row](), list[str]()
-    for name in sets_of(config):
+    for name in eval_sources(config):
         rows = [row for row in eval_rows if row.part == name]
         kept += rows[: config.eval_size or None]
         if config.eval_size and len(rows) > config.eval_size:
@@ -121,10 +121,12 @@ def column_notes(
     """
     if is_task(config.dataset):
         return []
-    return columns_note(rows, use, accepted(mixture, everything) if mixture or everything else None)
+    return columns_note(
+        rows, use, columns_reaching_reward(mixture, everything) if mixture or everything else None
+    )
 
 
-def accepted(
+def columns_reaching_reward(
     mixture: Mixture | None, everything: bool
 ) -> Callable[[Collection[str]], Collection[str]]:
     """Which of some columns reach a reward: all, where one takes the row or any column."""

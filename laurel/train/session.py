@@ -28,7 +28,7 @@ from laurel.data.source import Row
 from laurel.model.interface import AuxiliaryModel, Model, PolicyWithAuxiliary
 from laurel.model.policy import Reference
 from laurel.reward.mixture import Mixture
-from laurel.rollout.data import partners
+from laurel.rollout.data import mismatched_rows
 from laurel.train.reference_cache import ReferenceCache
 from laurel.train.roofline import Rates, Work, body_of, count_pass, count_sampling
 from laurel.train.row import Algorithm, Credit
@@ -360,7 +360,7 @@ class Session:
         count = self.config.prompts_per_step
         together = self.drawn_rows(cursor - count, count)
         later = self.drawn_rows(cursor, len(self.rows))
-        return {"others": partners(rows, together, later)}
+        return {"others": mismatched_rows(rows, together, later)}
 
     def logs(self, step: int) -> bool:
         """Are the metrics of this step written, as far as can be said before it ends?"""

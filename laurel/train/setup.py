@@ -43,8 +43,8 @@ from laurel.train.algorithms import ALGORITHMS
 from laurel.train.best import check_best, check_evaluated
 from laurel.train.binding import bind_row
 from laurel.train.checkpoint import load_checkpoint, newest_checkpoint
-from laurel.train.fitting import fitting, with_mean_weight_1, with_position_limits
-from laurel.train.input_digests import inputs
+from laurel.train.fitting import select_fitting_rows, with_mean_weight_1, with_position_limits
+from laurel.train.input_digests import digest_inputs
 from laurel.train.optimizer import check_optim, make_optimizer, state_bytes
 from laurel.train.options import resolve
 from laurel.train.reference import open_cache
@@ -88,7 +88,7 @@ class Models:
     notes: list[str]
 
 
-def prepare(
+def prepare_session(
     algorithm: str,
     config: TrainConfig,
     observers: Observers | None = None,
@@ -101,7 +101,7 @@ def prepare(
     """
     config, observers = resolve(algorithm, config), observers or Observers()
     row = ALGORITHMS[algorithm]
-    parallel.join()
+    parallel.join_process_group()
     if (config.population or config.prompts_per_step) < parallel.world_size():
         raise UsageError(
             "fewer of them per step than processes.",
@@ -110,7 +110,7 @@ def prepare(
     found = read_inputs(algorithm, row, config, observers)
     check_optim(config, pick_device(config.device))
     check_model(config, row)
-    run = open_run(algorithm, config, inputs(config, rows_by_option(config, found)))
+    run = open_run(algorithm, config, digest_inputs(config, rows_by_option(config, found)))
     try:
         cast("Any", torch).manual_seed(config.seed)
         if config.model in STARTERS:
@@ -176,7 +176,7 @@ def load_models(config: TrainConfig, row: Algorithm, run: Run) -> tuple[TrainCon
     """
     policy: Any = load_head(config, row.trained.head) if row.trained.head else load_policy(config)
     torch.set_num_threads(pick_threads(config.num_threads, policy.num_parameters))
-    library = library_of(policy, run)
+    library = choose_run_library(policy, run)
     budget = config.token_budget or (2048 if policy.device.type == "cpu" else 16_384)
     config = config.model_copy(update={"token_budget": budget})
     if isinstance(policy, Policy):
@@ -252,14 +252,14 @@ def fitting_rows(
     policy: Any, config: TrainConfig, row: Algorithm, found: Inputs
 ) -> tuple[list[Row], list[Row], list[str]]:
     """The rows to train on and to evaluate on that fit the models, and notes on the others."""
-    rows, notes = fitting(policy, found.rows, config, row.source)
+    rows, notes = select_fitting_rows(policy, found.rows, config, row.source)
     if row.source.weighted:
         rows, left_out = with_mean_weight_1(rows)
         notes = [*notes, *left_out]
     if not found.eval_rows:
         return rows, [], [*notes, *found.notes]
     where = format_named_sets(config.eval_dataset or "")
-    eval_rows, eval_notes = fitting(policy, found.eval_rows, config, row.source, where)
+    eval_rows, eval_notes = select_fitting_rows(policy, found.eval_rows, config, row.source, where)
     return rows, eval_rows, [*notes, *found.notes, *(f"held out: {note}" for note in eval_notes)]
 
 
@@ -274,16 +274,18 @@ def data_notes(config: TrainConfig, row: Algorithm, found: Inputs) -> list[str]:
     ]
 
 
-def library_of(policy: Any, run: Run) -> list[str]:
+def choose_run_library(policy: Any, run: Run) -> list[str]:
     """Choose the library of this run's float32 products; returns lines for the user.
 
     It is the one the run began with, or rank 0's choice.
     """
     known = run.facts.get("products")
     if parallel.rank() == 0:
-        known = products.choose(policy.model, policy.device, policy.dtype, known)
+        known = products.choose_product_library(policy.model, policy.device, policy.dtype, known)
         run.note({"products": known})
-    name = products.choose(policy.model, policy.device, policy.dtype, parallel.gather(known)[0])
+    name = products.choose_product_library(
+        policy.model, policy.device, policy.dtype, parallel.gather(known)[0]
+    )
     return (
         []
         if name == products.DEFAULT

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from laurel.core.metrics import Sums
-from laurel.train.relabel import hindsight
+from laurel.train.relabel import relabel_in_hindsight
 from laurel.verify.finding import Finding, same
 from laurel.verify.world import World, as_groups, build, gradient, make_world
 
@@ -71,7 +71,7 @@ def ascent_from(world: World, trained: Tensor) -> Tensor:
         table=world.logits,
         describe=lambda x, members: {"prompt": str(x)},
     )
-    seen = hindsight(setup, [], groups, Sums())
+    seen = relabel_in_hindsight(setup, [], groups, Sums())
     weighed = [
         replace(
             group,
@@ -115,7 +115,7 @@ def relabelled() -> Iterator[Finding]:
     yield same(
         NAME,
         "samples that reach nothing: no step",
-        gradient(setup, hindsight(setup, [], groups, sums)),
+        gradient(setup, relabel_in_hindsight(setup, [], groups, sums)),
         world.logits * 0,
     )
     yield same(NAME, "and their share relabelled is 0", sums.means()["hindsight/relabelled"], 0.0)

@@ -67,7 +67,7 @@ def with_shown(
     for at, (group, (x, (n,))) in enumerate(zip(groups, shown, strict=True)):
         sample = as_sample(world, x, n, len(group.samples), at, logp, filler=filler)
         key = replace(sample.key, version=adversary.NOT_SAMPLED)
-        out.append(adversary.appended(group, replace(sample, key=key)))
+        out.append(adversary.append_demonstration(group, replace(sample, key=key)))
     return out
 
 

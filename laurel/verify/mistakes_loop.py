@@ -206,14 +206,14 @@ LOOP = (
     ),
     Mutant(
         "KL is added to the loss with a minus",
-        loop.penalties,
+        loop.penalty_terms,
         with_replaced(loop, "kl_loss", lambda *args, **how: -kl.kl_loss(*args, **how)),
         "steps",
         "grpo: one step, beta=0.3",
     ),
     Mutant(
         "entropy is punished, not rewarded",
-        loop.penalties,
+        loop.penalty_terms,
         changed_arguments(outputs=lambda outputs: replace(outputs, entropy_NT=-outputs.entropy_NT)),
         "steps",
         "rloo: one step, entropy_coef=0.2",

@@ -13,7 +13,7 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Draw, Group, Key, Sample
 from laurel.data.source import Row
 from laurel.fast.decode import compact_of
-from laurel.fast.static import static_of
+from laurel.fast.static import static_decoder_of
 from laurel.model.chat import encode_prompt, ensure_template
 from laurel.model.critic import shared_critic
 from laurel.model.discriminator import Discriminator, make_discriminator
@@ -131,7 +131,7 @@ def samplers(*, draws: int, seed: int = 0) -> Iterator[Finding]:
     )
     # both are kept in `decoders` once they are made
     compact_of(llama.policy)
-    static_of(llama.policy)
+    static_decoder_of(llama.policy)
     decoders = llama.policy.decoders
     decoders["warned"] = True  # slower ones are asked for here
     compact = decoders["compact"]

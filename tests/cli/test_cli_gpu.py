@@ -20,7 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def gpu(monkeypatch):
     """bench/gpu.py as a module; what it replaces in the library is put back."""
-    for module, name in ((decode, "library"), (sampler, "static_of"), (static.Static, "capture")):
+    for module, name in (
+        (decode, "load_library"),
+        (sampler, "static_decoder_of"),
+        (static.StaticDecoder, "capture"),
+    ):
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr(sys, "path", [*sys.path])
     spec = importlib.util.spec_from_file_location("gpu", ROOT / "bench" / "gpu.py")

@@ -215,16 +215,16 @@ def test_paths_on_the_command_line_stay_as_they_are(tmp_path, monkeypatch):
 
 def test_groups_hold_every_field_once():
     for kind in (TrainConfig, EvalConfig):
-        names = [name for group in options.groups(kind).values() for name in group]
+        names = [name for group in options.fields_by_heading(kind).values() for name in group]
         assert names == list(kind.model_fields)
-    assert "learning_rate" in options.groups(TrainConfig)["optimiser"]
+    assert "learning_rate" in options.fields_by_heading(TrainConfig)["optimiser"]
 
 
 def test_every_field_has_a_meaning_and_a_type_in_words():
     for kind in (TrainConfig, EvalConfig):
         for name, field in kind.model_fields.items():
             assert field.description, name
-            assert options.type_words(field.annotation), name
+            assert options.describe_type(field.annotation), name
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHM_NAMES)

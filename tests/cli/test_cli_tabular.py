@@ -245,7 +245,7 @@ def test_plain_is_json():
 
 
 def plain_json(value):
-    return json.loads(json.dumps(tabular.plain(value), allow_nan=False))
+    return json.loads(json.dumps(tabular.to_json_value(value), allow_nan=False))
 
 
 def lines_of(renderable, width=80):

@@ -20,13 +20,13 @@ from laurel.core.errors import UsageError, misspelt
 from laurel.core.trl import Request
 from laurel.core.trl_names import DUMPED, TABLE, defaults_of
 from laurel.core.trl_rules import TRAINERS
-from laurel.train.options import applying
+from laurel.train.options import applicable_options
 
 FIELDS = set(TrainConfig.model_fields)
 
 
 def asking(algorithm):
-    return Request(algorithm, own=lambda: applying(algorithm))
+    return Request(algorithm, own=lambda: applicable_options(algorithm))
 
 
 def built(algorithm, **given):
@@ -51,9 +51,9 @@ def test_the_table_speaks_of_options_that_there_are():
 def test_the_options_of_every_algorithm_are_listed_truly():
     """UNIVERSAL_OPTIONS is what a hint may name without asking torch."""
     open_ = {name for name, field in TrainConfig.model_fields.items() if field.default is None}
-    assert {name for name in open_ if all(name in applying(one) for one in ALGORITHM_NAMES)} == set(
-        UNIVERSAL_OPTIONS
-    )
+    assert {
+        name for name in open_ if all(name in applicable_options(one) for one in ALGORITHM_NAMES)
+    } == set(UNIVERSAL_OPTIONS)
 
 
 TRANSLATED = [

@@ -93,13 +93,13 @@ def test_memory_is_the_machines_or_the_groups(linux):
     """Of a group the files it has read do not count as used: they make room when memory is asked
     for.
     """
-    assert machine.memory(*linux({})) == (48 * GIB, 64 * GIB)
+    assert machine.memory_sizes(*linux({})) == (48 * GIB, 64 * GIB)
     limited = {
         "cgroup/memory.max": str(8 * GIB),
         "cgroup/memory.current": str(5 * GIB),
         "cgroup/memory.stat": f"anon 1\ninactive_file {GIB}\n",
     }
-    assert machine.memory(*linux(limited)) == (4 * GIB, 8 * GIB)
+    assert machine.memory_sizes(*linux(limited)) == (4 * GIB, 8 * GIB)
 
 
 def test_memory_of_the_first_version_of_control_groups(linux):
@@ -108,14 +108,16 @@ def test_memory_of_the_first_version_of_control_groups(linux):
         "cgroup/memory/memory.limit_in_bytes": str((1 << 63) - 4096),
         "cgroup/memory/memory.usage_in_bytes": "5",
     }
-    assert machine.memory(*linux(v1)) == (48 * GIB, 64 * GIB)
-    assert machine.memory(*linux({**v1, "cgroup/memory/memory.limit_in_bytes": str(2 * GIB)})) == (
+    assert machine.memory_sizes(*linux(v1)) == (48 * GIB, 64 * GIB)
+    assert machine.memory_sizes(
+        *linux({**v1, "cgroup/memory/memory.limit_in_bytes": str(2 * GIB)})
+    ) == (
         2 * GIB - 5,
         2 * GIB,
     )
 
 
 def test_a_system_that_does_not_tell(tmp_path):
-    assert machine.memory(tmp_path, tmp_path) is None
+    assert machine.memory_sizes(tmp_path, tmp_path) is None
     assert machine.cpu_quota(tmp_path, tmp_path) == float("inf")
     assert machine.usable_cores(tmp_path, tmp_path) >= 1

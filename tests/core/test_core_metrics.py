@@ -9,7 +9,7 @@ import pytest
 
 from laurel.core.errors import UsageError
 from laurel.core.metric_catalogue import CATALOGUE
-from laurel.core.metrics import BEGIN, END, Sums, explain, main, table, with_table
+from laurel.core.metrics import BEGIN, END, Sums, explain, main, metric_table, with_metric_table
 
 
 def test_T67_weighted_metrics():
@@ -75,16 +75,16 @@ def test_explain():
 def test_the_page_holds_the_generated_table():
     """Regenerate with `python -m laurel.core.metrics docs/report.md`."""
     page = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
-    assert with_table(page) == page
-    assert table() in page
+    assert with_metric_table(page) == page
+    assert metric_table() in page
 
 
 def test_writing_the_table(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}old\n{END}after\n")
     main([str(page)])
-    assert page.read_text() == f"before\n{BEGIN}{table()}{END}after\n"
+    assert page.read_text() == f"before\n{BEGIN}{metric_table()}{END}after\n"
     main([])
-    assert capsys.readouterr().out == table()
+    assert capsys.readouterr().out == metric_table()
     with pytest.raises(UsageError, match="marker"):
-        with_table("no markers")
+        with_metric_table("no markers")

@@ -11,7 +11,7 @@ import pytest
 
 from laurel.core.errors import UsageError
 from laurel.data.confidence import MARGIN, PAIR_COLUMNS, RANGES, SOFT_LABEL, WEIGHT
-from laurel.data.formats import WEIGHED, rows_fit_for, unused
+from laurel.data.formats import WEIGHED, rows_fit_for, unused_columns
 from laurel.data.source import load_rows
 
 PAIR = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
@@ -38,13 +38,13 @@ def test_values_reach_the_row_as_they_are(use, tmp_path):
     loaded = rows(tmp_path, {**PAIR, **sure}, {**PAIR, "prompt": "2+0="})
     taken = rows_fit_for(loaded, use)
     assert {name: taken[0].columns[name] for name in PAIR_COLUMNS} == sure
-    assert not set(taken[1].columns) & set(PAIR_COLUMNS) and not unused(loaded, use)
+    assert not set(taken[1].columns) & set(PAIR_COLUMNS) and not unused_columns(loaded, use)
 
 
 @pytest.mark.parametrize(("row", "use"), [(RANKING, "comparison"), (LABELLED, "label")])
 def test_rankings_and_labels_have_a_weight(row, use, tmp_path):
     loaded = rows(tmp_path, {**row, WEIGHT: 0.5})
-    assert rows_fit_for(loaded, use)[0].columns[WEIGHT] == 0.5 and not unused(loaded, use)
+    assert rows_fit_for(loaded, use)[0].columns[WEIGHT] == 0.5 and not unused_columns(loaded, use)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from laurel.core.errors import UsageError
-from laurel.data.formats import FORMATS, USES, detect, gold_answer, normalise, rows_fit_for
+from laurel.data.formats import FORMATS, USES, detect_format, gold_answer, normalise, rows_fit_for
 from laurel.data.source import Row, load_rows
 
 USER = {"role": "user", "content": "Hi"}
@@ -32,7 +32,7 @@ FITTING = [
 
 @pytest.mark.parametrize(("name", "columns"), FITTING)
 def test_every_format_is_detected_and_stays_as_it_is(name, columns):
-    form = detect(columns)
+    form = detect_format(columns)
     assert form is not None and form.name == name
     assert form.conversational == (isinstance(columns.get("prompt"), list) or "messages" in columns)
     assert normalise(row(**columns)) == row(**columns)
@@ -228,5 +228,5 @@ def test_needs_says_what_to_rename():
 )
 def test_public_files_fit(shared, path, count, name):
     rows = [normalise(item) for item in load_rows(str(shared(path)))]
-    assert len(rows) == count and {detect(item.columns).name for item in rows} == {name}
+    assert len(rows) == count and {detect_format(item.columns).name for item in rows} == {name}
     assert len({item.id for item in rows}) == count

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from laurel.core.result import Failed, Score
 from laurel.data.gsm8k import as_number, final_number, numbers_in, verify_gsm8k
-from laurel.data.non_answers import undecided, without_question
+from laurel.data.non_answers import is_undecided, without_question
 from laurel.data.source import load_rows
 
 ROW = {"question": "Tom has 1234 eggs in 5 boxes.", "answer": "He counts.\n#### 1,234"}
@@ -156,8 +156,11 @@ def test_copies_of_the_question_are_not_read():
     ],
 )
 def test_what_stands_between_two_numbers_decides(between, different, same):
-    assert (undecided(between, equal=False), undecided(between, equal=True)) == (different, same)
-    assert not undecided(between + " " * 300, equal=False)
+    assert (is_undecided(between, equal=False), is_undecided(between, equal=True)) == (
+        different,
+        same,
+    )
+    assert not is_undecided(between + " " * 300, equal=False)
 
 
 def test_a_row_without_a_gold_number_fails():

@@ -5,7 +5,13 @@ and what nobody reads is named.
 import pytest
 
 from laurel.core.errors import UsageError
-from laurel.data.formats import detect, normalise, normalise_all, rows_fit_for, unused
+from laurel.data.formats import (
+    detect_format,
+    normalise,
+    normalise_all,
+    rows_fit_for,
+    unused_columns,
+)
 from laurel.data.layouts import LAYOUTS
 from laurel.data.source import Row, load_rows
 
@@ -565,7 +571,7 @@ SHAPES = [
 def test_public_shapes_load_as_they_are(whose, columns, use, fields, left):
     (fitted,) = rows_fit_for([row(**columns)], use)
     assert {name: fitted.columns.get(name) for name in fields} == fields
-    assert sorted(unused([fitted], use)) == sorted(left)
+    assert sorted(unused_columns([fitted], use)) == sorted(left)
     assert all(
         value in (None, fitted.columns.get(name, value))
         for name, value in columns.items()
@@ -628,7 +634,12 @@ def test_a_system_text_and_earlier_turns_reach_the_prompt(columns, more):
     fitted = normalise(row(**columns, **more))
     said = fitted.columns.get("prompt", fitted.columns.get("messages"))
     assert [turn for turn in said if turn["content"] == SAID]
-    assert not set(unused([fitted])) & {"system", "system_prompt", "system_message", "history"}
+    assert not set(unused_columns([fitted])) & {
+        "system",
+        "system_prompt",
+        "system_message",
+        "history",
+    }
     assert normalise(fitted) == fitted
 
 
@@ -654,12 +665,12 @@ def test_a_system_text_and_earlier_turns_reach_the_prompt(columns, more):
     ],
 )
 def test_what_nobody_reads_is_named(columns, use, left):
-    assert unused(rows_fit_for([row(**columns)], use), use) == left
+    assert unused_columns(rows_fit_for([row(**columns)], use), use) == left
 
 
 def test_a_column_read_in_some_rows_only_comes_with_the_others_number():
     rows = [row(prompt="q", completion="g", history=held) for held in ([["a", "b"]], 5, 6)]
-    assert unused(rows_fit_for(rows, "sft"), "sft") == ["history (2 rows)"]
+    assert unused_columns(rows_fit_for(rows, "sft"), "sft") == ["history (2 rows)"]
 
 
 def test_one_system_text_makes_conversations_of_the_whole_file():
@@ -715,7 +726,7 @@ def test_columns_without_content_do_not_decide_the_format(columns, name):
     """K15: an Arrow table writes a null for every column that a row lacks, and pandas an empty
     text.
     """
-    assert detect(normalise(row(**columns)).columns).name == name
+    assert detect_format(normalise(row(**columns)).columns).name == name
 
 
 def test_lists_of_turns_written_out_as_text_are_read():
@@ -749,4 +760,4 @@ def test_a_prompt_that_its_dialogues_do_not_begin_with_is_refused_with_the_way_o
 )
 def test_public_files_load_for_training(shared, path, use, left):
     rows = rows_fit_for(load_rows(str(shared(path))), use)
-    assert set(unused(rows, use)) == left
+    assert set(unused_columns(rows, use)) == left

@@ -12,7 +12,14 @@ from laurel.core.result import Abstain, Failed, Score
 from laurel.core.sample import Group, Key, Sample
 from laurel.data.source import Row
 from laurel.eval import evaluate as evaluation
-from laurel.eval.evaluate import evaluate, figures_at, is_right, mean_reward, of_samples, vote_key
+from laurel.eval.evaluate import (
+    evaluate,
+    is_right,
+    mean_reward,
+    pass_at_ks,
+    sample_figures,
+    vote_key,
+)
 from laurel.model.policy import Policy, load_causal, load_tokenizer
 from laurel.model.scratch import save_scratch
 from laurel.reward.mixture import load_rewards
@@ -104,7 +111,8 @@ def test_figures_of_known_samples():
     majority@3 = (1 + 0)/2.
     """
     figures = {
-        name: interval.value for name, interval in of_samples(scored_by_hand(), [1, 2, 3]).items()
+        name: interval.value
+        for name, interval in sample_figures(scored_by_hand(), [1, 2, 3]).items()
     }
     assert figures == pytest.approx(
         {
@@ -125,7 +133,7 @@ def test_the_order_of_samples_and_prompts_changes_no_figure():
         Group(g.prompt, g.row, g.samples[::-1], {}, g.rewards[::-1]) for g in reversed(groups)
     ]
     values = [
-        {name: i.value for name, i in of_samples(some, [1, 2, 3]).items()}
+        {name: i.value for name, i in sample_figures(some, [1, 2, 3]).items()}
         for some in (groups, turned)
     ]
     assert values[0] == pytest.approx(values[1])
@@ -136,12 +144,12 @@ def test_distinct_counts_repetitions_within_a_prompt_only():
     on prompts.
     """
     groups = [group("a", "7", ["7", "7"], (1.0, 1.0)), group("b", "7", ["7", "8"], (1.0, 0.0))]
-    distinct = of_samples(groups, [1])["sampled/distinct"]
+    distinct = sample_figures(groups, [1])["sampled/distinct"]
     assert (distinct.value, distinct.n) == (3 / 4, 2)
 
 
 def test_a_single_prompt_has_an_interval_over_its_samples():
-    one = of_samples([group("a", "7", ["7", "8", "9", "7"], (1.0, 0.0, 0.0, 1.0))], [1])[
+    one = sample_figures([group("a", "7", ["7", "8", "9", "7"], (1.0, 0.0, 0.0, 1.0))], [1])[
         "sampled/reward"
     ]
     assert one.n == 4 and one.low < one.value == 0.5 < one.high
@@ -188,7 +196,7 @@ def test_is_right_means_a_full_reward():
 @pytest.mark.parametrize("k", [[0], [5], [1, 5], [-1, 2]])
 def test_k_that_cannot_be_estimated_is_refused(k):
     with pytest.raises(UsageError, match="k = "):
-        figures_at(EvalConfig(num_generations=4, k=k))
+        pass_at_ks(EvalConfig(num_generations=4, k=k))
 
 
 @pytest.mark.parametrize(
@@ -197,13 +205,13 @@ def test_k_that_cannot_be_estimated_is_refused(k):
 def test_options_about_samples_are_refused_where_there_are_none(idle):
     """A19: an option that would be ignored is an error."""
     with pytest.raises(UsageError, match=next(iter(idle))):
-        figures_at(EvalConfig(**idle))
+        pass_at_ks(EvalConfig(**idle))
 
 
 def test_default_k():
-    assert figures_at(EvalConfig(num_generations=4)) == [1, 4]
-    assert figures_at(EvalConfig(num_generations=4, k=[4, 2, 2])) == [2, 4]
-    assert figures_at(EvalConfig()) == []
+    assert pass_at_ks(EvalConfig(num_generations=4)) == [1, 4]
+    assert pass_at_ks(EvalConfig(num_generations=4, k=[4, 2, 2])) == [2, 4]
+    assert pass_at_ks(EvalConfig()) == []
 
 
 def test_greedy_answers_do_not_depend_on_the_seed_and_samples_do(policy):

@@ -10,7 +10,7 @@ import torch
 from arithmetic import agree, near
 
 from laurel.data.source import Row
-from laurel.eval.verdict import calibration_of, judge, ordered_pairs
+from laurel.eval.verdict import calibration_of, judge_scorer, ordered_pairs
 from laurel.model.scorer import load_scorer
 from laurel.model.scratch import save_scratch
 from laurel.rollout.source import OUTCOMES, RANKINGS, STEPS
@@ -39,7 +39,7 @@ def test_pairs_are_right_as_often_as_their_scores_say(scorers):
     rows = as_rows(
         *[{"prompt": f"{i}=", "chosen": "7" * (1 + i % 3), "rejected": str(i)} for i in range(8)]
     )
-    verdict = judge(scorer, rows, RANKINGS)
+    verdict = judge_scorer(scorer, rows, RANKINGS)
     sides = [
         (row.columns["prompt"], row.columns[side])
         for row in rows
@@ -59,15 +59,18 @@ def test_pairs_are_right_as_often_as_their_scores_say(scorers):
 def test_length_learns_its_direction_from_known_rows(scorers):
     rows = as_rows(*[{"prompt": f"{i}=", "chosen": "7777", "rejected": "1"} for i in range(4)])
     shorter = as_rows(*[{"prompt": f"{i}=", "chosen": "1", "rejected": "7777"} for i in range(4)])
-    assert judge(scorers[1], rows, RANKINGS).figures["length_baseline"].value == 1.0
-    assert judge(scorers[1], rows, RANKINGS, known=shorter).figures["length_baseline"].value == 0.0
+    assert judge_scorer(scorers[1], rows, RANKINGS).figures["length_baseline"].value == 1.0
+    assert (
+        judge_scorer(scorers[1], rows, RANKINGS, known=shorter).figures["length_baseline"].value
+        == 0.0
+    )
 
 
 def test_outcomes_beside_the_commoner_one(scorers):
     rows = as_rows(
         *[{"prompt": f"{i}=", "completion": str(i * 37), "label": i % 4 == 0} for i in range(8)]
     )
-    verdict = judge(scorers[1], rows, OUTCOMES)
+    verdict = judge_scorer(scorers[1], rows, OUTCOMES)
     right = [
         (score > 0) == row.columns["label"] for score, row in zip(verdict.scores, rows, strict=True)
     ]
@@ -89,7 +92,7 @@ def test_steps_beside_the_commonest_class(scorers):
         {"prompt": "2=", "completions": ["d", "e"], "labels": [True, False]},
         {"prompt": "3=", "completions": ["f"], "labels": [0]},
     )
-    verdict = judge(scorer, rows, STEPS)
+    verdict = judge_scorer(scorer, rows, STEPS)
     said = []
     for row in rows:
         ids, text = scorer.tokenizer(row.columns["prompt"])["input_ids"], ""

@@ -14,12 +14,12 @@ from arithmetic import agree, near
 from laurel.core.errors import UsageError
 from laurel.core.sample import sample_seed
 from laurel.fast import kernels
-from laurel.fast.decode import Cache, compact_of
+from laurel.fast.decode import KVCache, compact_of
 from laurel.fast.static import static_because
 from laurel.model.policy import Policy
 from laurel.model.scratch import char_tokenizer
 from laurel.rollout.general import sample_general
-from laurel.rollout.sampler import sample, way_of
+from laurel.rollout.sampler import choose_sampling_way, sample
 
 SHAPE = {
     "hidden_size": 32,
@@ -129,7 +129,7 @@ def same(ours, theirs):
 
 
 pytestmark = pytest.mark.skipif(
-    kernels.library() is None, reason="no C++ compiler (g++): the compact decoder is not built"
+    kernels.load_library() is None, reason="no C++ compiler (g++): the compact decoder is not built"
 )
 
 
@@ -145,7 +145,7 @@ def test_logits_equal_the_model_s(kind):
         torch.randint(4, 100, (3, 40)),
         torch.tensor([17, 3, 20]),
     )
-    cache = Cache(model, 3, 3, 20, 20)
+    cache = KVCache(model, 3, 3, 20, 20)
     every = torch.arange(3)
     logits = [
         model.prefill(
@@ -333,7 +333,7 @@ def test_the_table_of_families_is_true():
     found = {}
     for kind in (*KINDS, *STRANGERS):
         policy = tiny(kind)
-        way = way_of(policy)
+        way = choose_sampling_way(policy)
         reason = f": {way.why}" if policy.packs and way.why else ""
         here = f"{'fast' if way.name == 'compact' else way.name}{reason}"
         ways = (

@@ -158,7 +158,7 @@ def test_the_room_for_logits_follows_the_memory(monkeypatch):
         (None, 0, 99 * GIB, room.MOST),
     ]
     for memory, coming, useful, expected in cases:
-        monkeypatch.setattr(machine, "memory", lambda memory=memory: memory)
+        monkeypatch.setattr(machine, "memory_sizes", lambda memory=memory: memory)
         assert logit_room(CPU, coming, useful) == expected, (memory, coming, useful)
 
 
@@ -181,7 +181,7 @@ def test_compiled_or_not_it_is_the_same(dtype, monkeypatch):
     """
     hidden, weight, ids, temperature = drawn(torch.float32)
     compiled = found(hidden, weight, ids, temperature, ROWS * 4, 0, dtype)
-    monkeypatch.setattr(logprob, "library", lambda: None)
+    monkeypatch.setattr(logprob, "load_library", lambda: None)
     plain = found(hidden, weight, ids, temperature, ROWS * 4, 0, dtype)
     for ours, theirs in zip(compiled, plain, strict=True):
         close = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
@@ -198,7 +198,7 @@ def test_impossible_words_and_what_is_no_number():
         torch.zeros(3, 1),
         torch.tensor([[1], [0]]),
         slice(0, 3),
-        logprob.Wanted(entropy=True),
+        logprob.WantedStats(entropy=True),
         spare=False,
     )
     half = torch.tensor(0.5).log()

@@ -125,7 +125,7 @@ def test_hidden_states_and_gradients_are_the_models_own(family, shared):
 
 def test_a_shared_prompt_is_computed_once():
     ids_NL, attention_NL = rows()
-    layout = packed.arrange(ids_NL, attention_NL, START_N, GROUP_N)
+    layout = packed.arrange_rows(ids_NL, attention_NL, START_N, GROUP_N)
     assert len(layout.ids_M) == int(attention_NL.sum()) - 3 * 2 - 5
     assert torch.equal(layout.ids_M[layout.place_NL][attention_NL], ids_NL[attention_NL])
 

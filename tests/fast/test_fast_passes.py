@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from laurel.fast import kernels, packed
 
 pytestmark = pytest.mark.skipif(
-    kernels.library() is None, reason="no C++ compiler: the modules themselves run"
+    kernels.load_library() is None, reason="no C++ compiler: the modules themselves run"
 )
 CONFIG = LlamaConfig(hidden_size=40, intermediate_size=72, num_attention_heads=4)
 
@@ -49,7 +49,7 @@ def test_a_norm_worked_by_hand():
     """
     module, x = LlamaRMSNorm(2, 0.0), torch.tensor([[3.0, 4.0]], requires_grad=True)
     module.weight.data = torch.tensor([1.0, 2.0])
-    y = packed.norm(module, x)
+    y = packed.rms_norm(module, x)
     y[0, 0].backward()
     rms = 12.5**0.5
     torch.testing.assert_close(y, torch.tensor([[3 / rms, 8 / rms]]))
@@ -60,27 +60,33 @@ def test_a_norm_worked_by_hand():
 @pytest.mark.parametrize("shape", [(1, 40), (7, 40), (300, 3, 40), (5, 17)], ids=str)
 def test_a_norm_and_its_gradients_are_the_modules(shape):
     module, x = norm_of(shape[-1]), drawn(*shape)
-    assert close(outcome(lambda x: packed.norm(module, x), module, x), outcome(module, module, x))
+    assert close(
+        outcome(lambda x: packed.rms_norm(module, x), module, x), outcome(module, module, x)
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 9, 300])
 def test_the_gated_unit_and_its_gradients_are_the_modules(rows):
     module, x = mlp_of(), drawn(rows, 40)
-    assert close(outcome(lambda x: packed.mlp(module, x), module, x), outcome(module, module, x))
+    assert close(
+        outcome(lambda x: packed.gated_mlp(module, x), module, x), outcome(module, module, x)
+    )
 
 
 def test_rows_that_lie_apart_are_read_right():
     module, x = norm_of(20), drawn(6, 40)[:, ::2]
-    assert close(outcome(lambda x: packed.norm(module, x), module, x), outcome(module, module, x))
+    assert close(
+        outcome(lambda x: packed.rms_norm(module, x), module, x), outcome(module, module, x)
+    )
     gate, up = drawn(6, 80).chunk(2, -1)
-    torch.testing.assert_close(packed.Gated.apply(gate, up), F.silu(gate) * up)
+    torch.testing.assert_close(packed.GatedFunction.apply(gate, up), F.silu(gate) * up)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2), (300, 3, 32), (7, 5, 18)], ids=str)
 def test_a_rotation_turns_pairs_of_numbers_and_its_gradient_turns_back(shape):
     """As complex numbers: (a + ib) e^{i angle}; of apart-lying gradients too."""
     x, angle = drawn(*shape).requires_grad_(), drawn(shape[0], 1, shape[-1] // 2)
-    y = packed.Rotated.apply(x, angle.cos(), angle.sin())
+    y = packed.RotaryFunction.apply(x, angle.cos(), angle.sin())
     turned = torch.complex(*x.detach().chunk(2, -1)) * torch.polar(torch.ones_like(angle), angle)
     torch.testing.assert_close(y, torch.cat([turned.real, turned.imag], -1))
     y.transpose(0, 1).sum().backward()
@@ -92,8 +98,10 @@ def test_a_rotation_turns_pairs_of_numbers_and_its_gradient_turns_back(shape):
 
 def test_a_rotation_of_other_numbers_is_the_same():
     x, angle = drawn(9, 3, 8), drawn(9, 1, 4)
-    double = packed.Rotated.apply(x.double(), angle.double().cos(), angle.double().sin())
-    torch.testing.assert_close(packed.Rotated.apply(x, angle.cos(), angle.sin()), double.float())
+    double = packed.RotaryFunction.apply(x.double(), angle.double().cos(), angle.double().sin())
+    torch.testing.assert_close(
+        packed.RotaryFunction.apply(x, angle.cos(), angle.sin()), double.float()
+    )
 
 
 @pytest.mark.parametrize("wide", [True, False])
@@ -105,7 +113,7 @@ def test_a_norm_under_autocast_rounds_once(wide):
     for given in (x, x.bfloat16()):
         exact = outcome(module, module, given.float())
         with torch.autocast("cpu", torch.bfloat16):
-            ours = outcome(lambda x: packed.norm(module, x, wide=wide), module, given)
+            ours = outcome(lambda x: packed.rms_norm(module, x, wide=wide), module, given)
         assert (
             ours[0].dtype == (torch.float32 if wide else torch.bfloat16)
             and ours[1].dtype == given.dtype
@@ -131,11 +139,11 @@ def test_a_gated_unit_and_a_rotation_of_bfloat16_are_those_of_float32_rounded():
         return [said, *torch.autograd.grad(said.float().square().sum(), given)]
 
     def turned(x):
-        return packed.Rotated.apply(x, angle.cos(), angle.sin())
+        return packed.RotaryFunction.apply(x, angle.cos(), angle.sin())
 
     with torch.autocast("cpu", torch.bfloat16):
-        ours = [*both(packed.Gated.apply, gate, up), *both(turned, x)]
-    exact = [*both(packed.Gated.apply, gate.float(), up.float()), *both(turned, x.float())]
+        ours = [*both(packed.GatedFunction.apply, gate, up), *both(turned, x)]
+    exact = [*both(packed.GatedFunction.apply, gate.float(), up.float()), *both(turned, x.float())]
     ours, exact = ([one.detach() for one in them] for them in (ours, exact))
     assert {one.dtype for one in ours} == {torch.bfloat16}
     assert all(float((a - b).norm() / b.norm()) < 8e-3 for a, b in zip(ours, exact, strict=True))
@@ -157,7 +165,7 @@ def test_attention_of_packed_tokens_is_attention(rows, prompt, low, high, heads,
     attention_NL = torch.arange(wide)[None] < (prompt + length_N)[:, None]
     ids_NL = torch.randint(3, 90, (rows, wide), generator=coin)
     ids_NL[:2, :prompt] = ids_NL[0, :prompt]
-    layout = packed.arrange(
+    layout = packed.arrange_rows(
         ids_NL, attention_NL, torch.full((rows,), prompt), torch.tensor([0, 0, *range(1, rows - 1)])
     )
     q, k, v = (
@@ -169,9 +177,9 @@ def test_attention_of_packed_tokens_is_attention(rows, prompt, low, high, heads,
         for call in layout.calls:
             mask = call.within(near)
             each = (
-                packed.padded(q, call.query_BT),
-                packed.padded(k, call.key_BS),
-                packed.padded(v, call.key_BS),
+                packed.heads_as_rows(q, call.query_BT),
+                packed.heads_as_rows(k, call.key_BS),
+                packed.heads_as_rows(v, call.key_BS),
             )
             out = F.scaled_dot_product_attention(
                 *each, mask, scale=0.3, is_causal=mask is None, enable_gqa=True
@@ -188,7 +196,10 @@ def test_attention_of_packed_tokens_is_attention(rows, prompt, low, high, heads,
         return [said.detach().float(), *(slope.float() for slope in slopes)]
 
     ours = both(
-        lambda *x: packed.Attended.apply(*x, layout.jobs, layout.groups, near or 0, 0.3), q, k, v
+        lambda *x: packed.PackedAttention.apply(*x, layout.jobs, layout.groups, near or 0, 0.3),
+        q,
+        k,
+        v,
     )
     assert close(ours, both(torchs, q.double(), k.double(), v.double()))
 
@@ -209,7 +220,7 @@ def test_tokens_that_nobody_sees_change_nothing():
     }
     body = Qwen3Model(Qwen3Config(vocab_size=50, intermediate_size=48, **sizes))
     ids_NL = torch.randint(0, 50, (3, 11), generator=torch.Generator().manual_seed(1))
-    layout = packed.arrange(
+    layout = packed.arrange_rows(
         ids_NL, torch.ones_like(ids_NL, dtype=torch.bool), torch.full((3,), 4), torch.arange(3)
     )
     assert len(layout.even().ids_M) == 64 and torch.equal(
@@ -245,7 +256,7 @@ def test_attention_of_another_kind_is_left_to_torch(change, monkeypatch):
     )
     assert packed.can_attend(torch.zeros(3, 2, 32), None, 0.0)
     if change == "no compiler":
-        monkeypatch.setattr(packed, "library", lambda: None)
+        monkeypatch.setattr(packed, "load_library", lambda: None)
     assert not packed.can_attend(
         q, 30.0 if change == "cap" else None, 0.1 if change == "dropout" else 0.0
     )
@@ -253,7 +264,7 @@ def test_attention_of_another_kind_is_left_to_torch(change, monkeypatch):
 
 def test_large_numbers_overflow_nowhere():
     gate = torch.tensor([[-200.0, 200.0, 0.0, 88.5]]).requires_grad_()
-    y = packed.Gated.apply(gate, torch.ones(1, 4))
+    y = packed.GatedFunction.apply(gate, torch.ones(1, 4))
     y.sum().backward()
     torch.testing.assert_close(y, torch.tensor([[0.0, 200.0, 0.0, 88.5]]))
     torch.testing.assert_close(gate.grad, torch.tensor([[0.0, 1.0, 0.5, 1.0]]))
@@ -268,7 +279,7 @@ def test_the_number_of_threads_is_torchs():
         outcomes = []
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            outcomes.append(outcome(lambda x: packed.norm(module, x), module, x))
+            outcomes.append(outcome(lambda x: packed.rms_norm(module, x), module, x))
     finally:
         torch.set_num_threads(before)
     assert close(outcomes[0], outcomes[1])
@@ -277,7 +288,9 @@ def test_the_number_of_threads_is_torchs():
 
 def test_a_second_derivative_is_refused_not_wrong():
     x = drawn(3, 40).requires_grad_()
-    (slope,) = torch.autograd.grad(packed.norm(norm_of(40), x).pow(2).sum(), x, create_graph=True)
+    (slope,) = torch.autograd.grad(
+        packed.rms_norm(norm_of(40), x).pow(2).sum(), x, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
 
@@ -288,7 +301,7 @@ def test_a_second_derivative_is_refused_not_wrong():
 def test_what_the_kernels_do_not_do_is_left_to_the_module(change, monkeypatch):
     module, x = norm_of(40), drawn(3, 40)
     called = []
-    monkeypatch.setattr(packed, "call", lambda name, *arguments: called.append(name))
+    monkeypatch.setattr(packed, "call_kernel", lambda name, *arguments: called.append(name))
     if change == "hook":
         module.register_forward_hook(lambda *_: None)
     if change == "bfloat16":
@@ -298,14 +311,14 @@ def test_what_the_kernels_do_not_do_is_left_to_the_module(change, monkeypatch):
     if change == "another class":
         module = torch.nn.RMSNorm(40)
     if change == "no compiler":
-        monkeypatch.setattr(packed, "library", lambda: None)
+        monkeypatch.setattr(packed, "load_library", lambda: None)
     with torch.autocast("cpu", torch.float16, enabled=change == "autocast"):
-        torch.testing.assert_close(packed.norm(module, x), module(x))
+        torch.testing.assert_close(packed.rms_norm(module, x), module(x))
         gated = mlp_of().to(x.dtype)
         gated.act_fn = (
             torch.nn.SiLU()
             if change in ("bfloat16", "autocast", "no compiler")
             else torch.nn.GELU()
         )
-        torch.testing.assert_close(packed.mlp(gated, x), gated(x))
+        torch.testing.assert_close(packed.gated_mlp(gated, x), gated(x))
     assert called == []

@@ -12,13 +12,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from laurel.core.sample import sample_seed
 from laurel.fast import inflight, static
-from laurel.fast.decode import draw, first_part_beyond, inverse_cdf
+from laurel.fast.decode import first_part_beyond, inverse_cdf, sample_tokens
 from laurel.fast.inflight import InFlight, batch_size_step, memory_of, rows_that_fit
 from laurel.fast.logprob import USUAL, WORST
-from laurel.fast.static import BOTH, How, Static, static_because, static_of
+from laurel.fast.static import (
+    BOTH,
+    SamplingParameters,
+    StaticDecoder,
+    static_because,
+    static_decoder_of,
+)
 from laurel.model.policy import Policy
 from laurel.rollout.general import sample_general
-from laurel.rollout.sampler import decoder_of, sample, way_of
+from laurel.rollout.sampler import choose_sampling_way, decoder_of, sample
 
 FIRST = (
     "qwen2",
@@ -46,13 +52,15 @@ def on(device, kind, dtype=torch.float32, **how):
 
 
 def ours(policy, how=None, stop=(), rows=1024, check=16, limits=LIMITS):
-    return InFlight(static_of(policy), PROMPTS, 4, SEEDS, limits, rows, check).run(
-        how or How(), tuple(stop)
+    return InFlight(static_decoder_of(policy), PROMPTS, 4, SEEDS, limits, rows, check).run(
+        how or SamplingParameters(), tuple(stop)
     )
 
 
 def general(policy, how=None, stop=(), limits=LIMITS):
-    return sample_general(policy, PROMPTS, 4, SEEDS, limits, *(how or How()), tuple(stop), 1024)
+    return sample_general(
+        policy, PROMPTS, 4, SEEDS, limits, *(how or SamplingParameters()), tuple(stop), 1024
+    )
 
 
 def adapted(policy, **how):
@@ -86,7 +94,10 @@ def test_completions_equal_the_general_sampler_s(kind, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("how", [How(0.0), How(1.3, top_p=0.8), How(0.7, 7, 0.9)])
+@pytest.mark.parametrize(
+    "how",
+    [SamplingParameters(0.0), SamplingParameters(1.3, top_p=0.8), SamplingParameters(0.7, 7, 0.9)],
+)
 def test_ways_to_draw(how, device):
     policy = on(device, "qwen3")
     same(ours(policy, how, rows=9), general(policy, how))
@@ -103,14 +114,14 @@ def test_nothing_depends_on_when_the_host_looks_nor_on_who_is_beside():
         same(ours(policy, rows=rows, check=check), wanted)
     for i, prompt in list(enumerate(PROMPTS))[1:4]:
         alone = InFlight(
-            static_of(policy),
+            static_decoder_of(policy),
             [prompt],
             2,
             SEEDS[4 * i + 1 : 4 * i + 3],
             LIMITS[4 * i + 1 : 4 * i + 3],
             1024,
         )
-        same(alone.run(How(), ()), wanted[4 * i + 1 : 4 * i + 3])
+        same(alone.run(SamplingParameters(), ()), wanted[4 * i + 1 : 4 * i + 3])
 
 
 @pytest.mark.parametrize("check", [4, 16])
@@ -153,9 +164,9 @@ def test_weights_changed_in_place_are_seen_and_moved_ones_too():
     """
     policy = on("cpu", "qwen2")
     seen = [ours(policy)]
-    places = static_of(policy).addresses
+    places = static_decoder_of(policy).addresses
     for way in ("step", "data"):
-        static_of(policy).graphs["kept"] = None
+        static_decoder_of(policy).graphs["kept"] = None
         with torch.no_grad():
             for parameter in policy.model.parameters():
                 if way == "step":
@@ -163,8 +174,8 @@ def test_weights_changed_in_place_are_seen_and_moved_ones_too():
                 else:
                     parameter.data = 1.1 * parameter.data
         assert (
-            (static_of(policy).addresses == places)
-            == bool(static_of(policy).graphs)
+            (static_decoder_of(policy).addresses == places)
+            == bool(static_decoder_of(policy).graphs)
             == (way == "step")
         )
         found = ours(policy)
@@ -211,7 +222,7 @@ def test_bfloat16_is_as_near_to_the_trainer_as_bfloat16_can_be(kind, weights, de
         0 < float(gap.quantile(0.99)) < BOTH * USUAL * policy.slack
         and float(gap.max()) < WORST * policy.slack
     )
-    copies = static_of(policy).twin.copies
+    copies = static_decoder_of(policy).twin.copies
     assert any("qkv" in name for name in copies) == (weights == torch.float32 or kind == "qwen3")
     assert all(copy.dtype == torch.bfloat16 for name, copy in copies.items() if "norm" not in name)
 
@@ -262,10 +273,10 @@ class Watching(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("kind", "how"),
     [
-        ("gemma 3", How()),
-        ("gemma 2", How(0.7, 5, 0.9)),
-        ("olmo-2", How(0.0)),
-        ("phi 3, half rotary", How(0.7)),
+        ("gemma 3", SamplingParameters()),
+        ("gemma 2", SamplingParameters(0.7, 5, 0.9)),
+        ("olmo-2", SamplingParameters(0.0)),
+        ("phi 3, half rotary", SamplingParameters(0.7)),
     ],
 )
 @torch.no_grad()
@@ -274,7 +285,7 @@ def test_a_step_is_what_a_graph_can_hold(kind, how):
     memory, rows ending in between or not.
     """
     policy = on("cpu", kind)
-    made = static_of(policy)
+    made = static_decoder_of(policy)
     running = InFlight(made, PROMPTS, 4, SEEDS, [2 + n % 9 for n in range(len(SEEDS))], 1024)
     running.admit(len(SEEDS), how)
     memory = {
@@ -318,7 +329,7 @@ def test_graphs_draw_what_single_steps_draw(kind, dtype):
     """
     policy = on("cuda", kind, dtype)
     with_graphs = ours(policy, rows=8)
-    made = static_of(policy)
+    made = static_decoder_of(policy)
     assert made.graphed and made.graphs
     kept = dict(made.graphs)
     assert ours(policy, rows=8) == with_graphs and made.graphs == kept
@@ -338,14 +349,14 @@ def test_rows_in_flight_fit_into_half_of_what_is_free(monkeypatch):
     same; for none: one.
     """
     policy = on("cpu", "llama")
-    made, wanted = static_of(policy), ours(policy, rows=8)
+    made, wanted = static_decoder_of(policy), ours(policy, rows=8)
     for rows, group in ((5, 4), (3, 3)):
         made.release()
         free = 2 * made.a_row(64, 24) * rows + 1
         monkeypatch.setattr(inflight, "device_memory", lambda device, free=free: (free, 1 << 40))
         running = InFlight(made, PROMPTS, 4, SEEDS, LIMITS, 1024)
         assert running.size == running.group == group and running.buffers.rows <= rows
-        same(running.run(How(), ()), wanted)
+        same(running.run(SamplingParameters(), ()), wanted)
     monkeypatch.setattr(inflight, "device_memory", lambda device: (0, 1 << 40))
     made.release()
     assert rows_that_fit(made, 64, 24) == 1
@@ -363,7 +374,7 @@ def test_memory_is_foreseen_from_shapes(weights):
         narrowed(policy.model, weights)
         policy = adapted(policy) if kind == "qwen3" else policy
         foreseen = memory_of(policy, 24, 36, 24)
-        made = Static(policy)
+        made = StaticDecoder(policy)
         made.refresh()
         buffers = made.ready(24, 64, 24)
         norms = sum(
@@ -400,7 +411,7 @@ def test_without_a_compiler_static_buffers_sample(monkeypatch, caplog):
     taken, and nothing is said.
     """
     policy, other = on("cpu", "llama"), on("cpu", "llama")
-    monkeypatch.setattr("laurel.fast.decode.library", lambda: None)
+    monkeypatch.setattr("laurel.fast.decode.load_library", lambda: None)
     hook = other.causal.model.layers[0].mlp.register_forward_hook(
         lambda module, inputs, output: output
     )
@@ -409,7 +420,7 @@ def test_without_a_compiler_static_buffers_sample(monkeypatch, caplog):
     for _ in range(2):
         done = sample(policy, PROMPTS, seeds=SEEDS, max_completion_length=LIMITS)
     same(done, general(policy))
-    assert way_of(policy).name == "static"
+    assert choose_sampling_way(policy).name == "static"
     (line,) = [record.message for record in caplog.records if "sampled" in record.message]
     assert "with static buffers: there is no C++ compiler" in line
 
@@ -428,7 +439,7 @@ def test_a_model_that_computes_something_else_is_found_out():
         ("gemma 3", lambda layer: setattr(layer.self_attn, "sliding_window", 2)),
     ):
         policy = on("cpu", kind)
-        made = static_of(policy)
+        made = static_decoder_of(policy)
         assert made.check() == ""
         wrong(made.twin.body.layers[0])
         assert "its logits would differ" in made.check() and "rounding explains" in made.check()
@@ -465,7 +476,7 @@ def test_a_token_that_cannot_be_is_never_drawn():
         - torch.arange(4000) % 5 * 1e-8
     )
     uniform[:2] = torch.tensor([0.0, 1 - 2**-53])
-    ids, logp = draw(logits, uniform.clamp(0, 1 - 2**-53), 1.0)
+    ids, logp = sample_tokens(logits, uniform.clamp(0, 1 - 2**-53), 1.0)
     assert logp.isfinite().all() and logp.tolist() == near(
         logits.log_softmax(1).gather(1, ids[:, None])[:, 0]
     )

@@ -9,7 +9,7 @@ import pytest
 from feedback_votes import put
 
 from laurel.data.confidence import LABEL_COLUMNS, PAIR_COLUMNS, RANGES, WEIGHT
-from laurel.data.formats import detect, rows_fit_for, unused
+from laurel.data.formats import detect_format, rows_fit_for, unused_columns
 from laurel.data.source import load_rows
 from laurel_feedback.exchange.export import export
 
@@ -67,7 +67,9 @@ def test_every_export_has_these_columns_and_laurel_takes_them(store, tmp_path, k
     for use in TAKEN[kind, form]:
         taken = rows_fit_for(loaded, use)
         assert taken
-        assert not set(unused(loaded, use)) & OWN[kind], "a column that training does not read"
+        assert not set(unused_columns(loaded, use)) & OWN[kind], (
+            "a column that training does not read"
+        )
         for row in taken:
             if kind == "preferences":
                 assert set(PAIR_COLUMNS) <= set(row.columns)
@@ -78,4 +80,6 @@ def test_columns_that_were_not_asked_for_are_not_there(store, tmp_path):
     export(store, "batch", "preferences", tmp_path / "rows.jsonl", columns=(WEIGHT,))
     rows = load_rows(str(tmp_path / "rows.jsonl"))
     assert all(set(row.columns) & set(PAIR_COLUMNS) == {WEIGHT} for row in rows)
-    assert detect(rows[0].columns).name == "preference" and set(LABEL_COLUMNS) <= set(PAIR_COLUMNS)
+    assert detect_format(rows[0].columns).name == "preference" and set(LABEL_COLUMNS) <= set(
+        PAIR_COLUMNS
+    )

@@ -199,12 +199,12 @@ def index() -> str:
 
 def options_of(name: str) -> str:
     """The options of `train` or `evaluation` as tables, one for each group of the configuration."""
-    from laurel.cli.options import groups
+    from laurel.cli.options import fields_by_heading
     from laurel.core.config import EvalConfig, TrainConfig
 
     kind = TrainConfig if name == "train" else EvalConfig
     lines: list[str] = []
-    for title, names in groups(kind).items():
+    for title, names in fields_by_heading(kind).items():
         lines += [f"### {title}", ""] if name == "train" else []
         lines += ["| option | type | default | meaning |", "|---|---|---|---|"]
         lines += [option_row(kind, option, name == "train") for option in names]
@@ -214,11 +214,11 @@ def options_of(name: str) -> str:
 
 def option_row(kind: type, name: str, by_algorithm: bool) -> str:
     """One line of a table: name, type, default (with the algorithms it differs for), meaning."""
-    from laurel.cli.options import type_words
+    from laurel.cli.options import describe_type
 
     field = kind.model_fields[name]  # type: ignore[attr-defined]
     default = defaults_in_words(name, field.default) if by_algorithm else cell(field.default)
-    words = type_words(field.annotation).replace("|", " \\| ")
+    words = describe_type(field.annotation).replace("|", " \\| ")
     return f"| `{name}` | {words} | {default} | {field.description.replace('|', chr(92) + '|')} |"
 
 
@@ -291,12 +291,12 @@ def trl_defaults() -> str:
     from laurel.core.trl import Request, translate
     from laurel.core.trl_names import TABLE, defaults_of
     from laurel.core.trl_rules import TRAINERS
-    from laurel.train.options import applying
+    from laurel.train.options import applicable_options
 
     found: dict[tuple[str, str, str], list[str]] = {}
     rows = ("sft", "reward", "dpo", "kto", "orpo", "simpo", "online_dpo", "rloo", "grpo")
     for row in rows:
-        own = applying(row)
+        own = applicable_options(row)
         ask = Request(
             row, {"use_peft": True}, lambda own=own: own, defaults_of(TRAINERS[row]), port=True
         )

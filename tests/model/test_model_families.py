@@ -20,7 +20,7 @@ from laurel.core.errors import UsageError
 from laurel.fast.decode import compact_of
 from laurel.model.chat import encode_after, encode_prompt, encode_reply, encode_supervised
 from laurel.model.ends import learn_ends
-from laurel.model.policy import Policy, load_policy, positions_of
+from laurel.model.policy import Policy, load_policy, max_positions
 from laurel.model.render import (
     DEFAULT_TEMPLATE,
     INVENTED,
@@ -459,14 +459,14 @@ def test_K23_how_many_positions_a_model_has():
         "original_max_position_embeddings": 64,
         "rope_theta": 1e4,
     }
-    assert positions_of(GPT2Config(n_positions=48)) == 48
-    assert positions_of(LlamaConfig(**llama)) == 64
-    assert positions_of(LlamaConfig(**llama, rope_parameters=stretched)) == 256
-    assert positions_of(LlamaConfig(**llama, rope_parameters=yarn)) == 128
-    assert positions_of(LlamaConfig(max_position_embeddings=128, rope_parameters=yarn)) == 128
-    assert positions_of(SimpleNamespace(alibi=True, max_position_embeddings=64)) is None
-    assert positions_of(SimpleNamespace(model_type="rwkv", max_position_embeddings=64)) is None
-    assert positions_of(SimpleNamespace()) is None and positions_of(None) is None
+    assert max_positions(GPT2Config(n_positions=48)) == 48
+    assert max_positions(LlamaConfig(**llama)) == 64
+    assert max_positions(LlamaConfig(**llama, rope_parameters=stretched)) == 256
+    assert max_positions(LlamaConfig(**llama, rope_parameters=yarn)) == 128
+    assert max_positions(LlamaConfig(max_position_embeddings=128, rope_parameters=yarn)) == 128
+    assert max_positions(SimpleNamespace(alibi=True, max_position_embeddings=64)) is None
+    assert max_positions(SimpleNamespace(model_type="rwkv", max_position_embeddings=64)) is None
+    assert max_positions(SimpleNamespace()) is None and max_positions(None) is None
 
 
 @pytest.mark.parametrize("kind", ["learned", "rotary"])

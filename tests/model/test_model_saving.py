@@ -28,7 +28,7 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.fast.logprob import rounding_tolerance
 from laurel.model import readback, saving, written
-from laurel.model.adapters import merged
+from laurel.model.adapters import merge_adapters
 from laurel.model.classifier import trained_labels
 from laurel.model.critic import own_critic
 from laurel.model.policy import Policy, load_causal, load_policy
@@ -114,7 +114,7 @@ def test_a_model_is_written_as_peft_and_transformers_would(family, how, tmp_path
         before = said(model)
         write_model(model.get_base_model() if HOW[how] else model, ours)
         assert torch.equal(said(model), before)
-        merged(copy.deepcopy(model)).save_pretrained(theirs)
+        merge_adapters(copy.deepcopy(model)).save_pretrained(theirs)
         for name in ("config.json", "generation_config.json"):
             assert (ours / name).read_text() == (theirs / name).read_text()
         found, wanted = (load_file(folder / "model.safetensors") for folder in (ours, theirs))

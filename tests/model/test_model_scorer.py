@@ -25,7 +25,7 @@ from laurel.core.sample import Group, Key, Sample
 from laurel.model import scorer as scorers
 from laurel.model.classifier import PAD, trained_labels
 from laurel.model.policy import Policy, load_tokenizer
-from laurel.model.scorer import Card, by_budget, check_language_head, load_scorer
+from laurel.model.scorer import Card, batches_by_budget, check_language_head, load_scorer
 from laurel.model.scratch import STOP, char_tokenizer, save_scratch
 from laurel.rollout.pack import pack
 
@@ -331,7 +331,7 @@ def test_card():
 
 def test_budget_keeps_every_row_once():
     lengths = [3, 9, 1, 4, 4]
-    chunks = by_budget(lengths, 8)
+    chunks = batches_by_budget(lengths, 8)
     assert sorted(i for chunk in chunks for i in chunk) == list(range(5))
     assert all(
         len(chunk) == 1 or max(lengths[i] for i in chunk) * len(chunk) <= 8 for chunk in chunks

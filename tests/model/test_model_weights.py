@@ -32,7 +32,7 @@ from laurel.model.scorer import load_scorer
 from laurel.model.scratch import char_tokenizer, save_scratch
 from laurel.rollout.sampler import sample
 from laurel.rollout.source import DEMONSTRATIONS
-from laurel.train.fitting import fitting
+from laurel.train.fitting import select_fitting_rows
 
 SIZE = {
     "hidden_size": 16,
@@ -378,9 +378,9 @@ def test_ids_beyond_the_embedding_are_named_before_they_are_looked_up(tmp_path):
     far = Row(
         {"prompt": "1", "completion": policy.tokenizer.convert_ids_to_tokens(95)}, "d.jsonl:2", "b"
     )
-    assert len(fitting(policy, [row], config, DEMONSTRATIONS)[0]) == 1
+    assert len(select_fitting_rows(policy, [row], config, DEMONSTRATIONS)[0]) == 1
     with pytest.raises(UsageError, match=r"d\.jsonl:2: .* 95, .* has 90 rows"):
-        fitting(policy, [row, far], config, DEMONSTRATIONS)
+        select_fitting_rows(policy, [row, far], config, DEMONSTRATIONS)
     with pytest.raises(UsageError, match=r"prompt 2: .* 99, "):
         sample(policy, [(5,), (5, 99)], seeds=[0, 1], max_completion_length=2)
     with pytest.raises(UsageError, match="a text: "):

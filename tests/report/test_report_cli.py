@@ -99,9 +99,9 @@ def test_doctor_says_which_way_a_model_takes_and_how_fast(tmp_path, capsys):
 
 
 def test_doctor_says_whether_the_fast_sampler_can_be_built(monkeypatch):
-    monkeypatch.setattr("laurel.fast.kernels.library", lambda: object())
+    monkeypatch.setattr("laurel.fast.kernels.load_library", lambda: object())
     assert doctor.check_sampler()[0].state == "ok"
-    monkeypatch.setattr("laurel.fast.kernels.library", lambda: None)
+    monkeypatch.setattr("laurel.fast.kernels.load_library", lambda: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (check,) = doctor.check_sampler()
     assert check.state == "warn" and "g++" in check.fix
@@ -114,7 +114,7 @@ def test_doctor_names_what_is_missing_and_what_is_untested(monkeypatch, capsys):
         ("no-such-extra", "", False),
         ("scipy", ">=1", True),
     ]
-    monkeypatch.setattr(doctor, "requirements", lambda: wanted)
+    monkeypatch.setattr(doctor, "declared_requirements", lambda: wanted)
     found = {check.name: check for check in doctor.check_packages()}
     assert [found[name].state for name, _, _ in wanted] == ["warn", "bad", "warn", "ok"]
     assert found["no-such-package"].fix == "pip install 'no-such-package>=1'"
@@ -125,14 +125,18 @@ def test_a_broken_installation_is_a_verdict_not_a_traceback(monkeypatch, capsys)
     def broken():
         raise OSError("libtorch.so: cannot open shared object file")
 
-    monkeypatch.setattr(doctor, "checks", lambda: iter(doctor.run_check_safely("device", broken)))
+    monkeypatch.setattr(
+        doctor, "run_all_checks", lambda: iter(doctor.run_check_safely("device", broken))
+    )
     assert call("doctor") == 1
     out = capsys.readouterr().out
     assert "bad" in out and "libtorch.so" in out and "cannot be used" in out
 
 
 def test_the_declared_ranges_are_read():
-    found = {name: (specifier, needed) for name, specifier, needed in doctor.requirements()}
+    found = {
+        name: (specifier, needed) for name, specifier, needed in doctor.declared_requirements()
+    }
     assert (
         found["torch"][1]
         and "<" in found["torch"][0]

@@ -12,7 +12,7 @@ from laurel.core.load import load_file
 from laurel.core.result import Failed, Score
 from laurel.core.sample import Group, Key, Sample
 from laurel.data.final_answer import unboxed_answer
-from laurel.data.numbers import read, within_tolerance
+from laurel.data.numbers import read_last_number, within_tolerance
 from laurel.data.strip_thinking import visible_answer
 from laurel.reward.load import load_verifier
 from laurel.reward.mixture import load_rewards
@@ -378,10 +378,14 @@ def test_expressions_that_round_to_one_another_differ():
 
 
 def test_tolerance_is_relative_and_none_beside_zero():
-    assert within_tolerance(read("0.333333").quantity.value, read("1/3").quantity.value)
+    assert within_tolerance(
+        read_last_number("0.333333").quantity.value, read_last_number("1/3").quantity.value
+    )
     assert not within_tolerance(
-        read("0").quantity.value, read("0.0000005").quantity.value
-    ) and not within_tolerance(read("0.0000005").quantity.value, read("0").quantity.value)
+        read_last_number("0").quantity.value, read_last_number("0.0000005").quantity.value
+    ) and not within_tolerance(
+        read_last_number("0.0000005").quantity.value, read_last_number("0").quantity.value
+    )
 
 
 def test_what_is_said_and_where_it_settles():

@@ -15,7 +15,7 @@ from laurel.core.result import Abstain, Failed, Score
 from laurel.core.workers import Workers
 from laurel.reward import math as mathematics
 from laurel.reward import patterns
-from laurel.reward.code import extract, whole_program
+from laurel.reward.code import extract_program, whole_program
 from laurel.reward.extract import boxed, final_number, own_words, unboxed_answer
 from laurel.reward.load import load_verifier
 from laurel.reward.patterns import Format, regex
@@ -310,7 +310,7 @@ def test_T55_math_never_hangs(monkeypatch):
 
 def test_T55_regex_bomb(monkeypatch):
     """T55: a regex bomb is Failed within its limit, fifty times, and the pool still serves."""
-    with Workers(patterns.matches, seconds=0.04) as pool:
+    with Workers(patterns.is_full_match, seconds=0.04) as pool:
         monkeypatch.setattr(patterns, "POOL", pool)
         row = {"pattern": "(a+)+b"}
         began = time.monotonic()
@@ -469,7 +469,7 @@ def test_code_with_asserts():
 
 def test_programs_are_put_together():
     assert (
-        extract("text\n```python\na = 1\n```\nand\n```python\ndef f(): pass\n```", "f")
+        extract_program("text\n```python\na = 1\n```\nand\n```python\ndef f(): pass\n```", "f")
         == "def f(): pass"
     )
     assert (

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from laurel.core.sample import sample_seed
-from laurel.fast.decode import draw, uniforms
+from laurel.fast.decode import sample_tokens, uniform_numbers
 from laurel.model.policy import Policy
 from laurel.model.scratch import char_tokenizer, small_model
 from laurel.rollout.sampler import sample
@@ -136,9 +136,9 @@ def test_distribution_by_chi_square():
 def test_T13_truncation_returns_the_truncated_log_probability():
     """T13: p = [.5, .3, .2], top_p .75 keeps 2: log p(0) = log(.5/.8) = -0.4700036."""
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    ids, logp = draw(logits, torch.tensor([0.1]), 1.0, top_p=0.75)
+    ids, logp = sample_tokens(logits, torch.tensor([0.1]), 1.0, top_p=0.75)
     assert ids.item() == 0 and logp.item() == pytest.approx(-0.4700036, abs=1e-6)
-    ids, logp = draw(logits, torch.tensor([0.99]), 1.0, top_k=1)
+    ids, logp = sample_tokens(logits, torch.tensor([0.99]), 1.0, top_k=1)
     assert ids.item() == 0 and logp.item() == pytest.approx(0.0, abs=1e-6)
 
 
@@ -151,13 +151,13 @@ def test_truncation_keeps_the_likeliest_wherever_they_stand():
         torch.tensor([0.01, 0.6, 0.7, 0.99]),
     )
     for how in ({"top_p": 0.7}, {"top_k": 2}):
-        ids, logp = draw(logits, points, 1.0, **how)
+        ids, logp = sample_tokens(logits, points, 1.0, **how)
         assert ids.tolist() == [1, 1, 3, 3]
         assert logp.exp().tolist() == pytest.approx([2 / 3, 2 / 3, 1 / 3, 1 / 3], abs=1e-6)
 
 
 def test_greedy_takes_the_likeliest():
-    ids, logp = draw(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.0]), 0.0)
+    ids, logp = sample_tokens(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.0]), 0.0)
     assert ids.item() == 1 and logp.item() == pytest.approx(-0.4076060, abs=1e-6)
 
 
@@ -165,13 +165,13 @@ def test_T56b_uniforms_are_uniform_and_streams_differ():
     """A56: samples of a group must differ, so their streams must; and 1e5 draws look uniform (mean,
     variance, lag-1 correlation).
     """
-    streams = uniforms([sample_seed(0, "p", g, 0) for g in range(100)], 1000)
+    streams = uniform_numbers([sample_seed(0, "p", g, 0) for g in range(100)], 1000)
     flat = streams.ravel()
     assert abs(flat.mean() - 0.5) < 5 / (12 * flat.size) ** 0.5
     assert abs(flat.var() - 1 / 12) < 0.002
     assert abs(np.corrcoef(flat[:-1], flat[1:])[0, 1]) < 5 / flat.size**0.5
     assert len({tuple(row) for row in streams.tolist()}) == 100
-    assert (uniforms([3], 5) == uniforms([3], 9)[:, :5]).all()
+    assert (uniform_numbers([3], 5) == uniform_numbers([3], 9)[:, :5]).all()
 
 
 def test_stop_strings_end_a_row_and_stay_in_its_text():

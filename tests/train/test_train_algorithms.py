@@ -11,7 +11,7 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.objective.unit import AGGREGATIONS
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.binding import SUPPLIED, parameters
+from laurel.train.binding import SUPPLIED, option_defaults
 from laurel.train.options import defaults, resolve
 
 
@@ -25,7 +25,7 @@ def test_every_default_resolves_and_is_a_field(name):
         ALGORITHMS[name].objective,
         AGGREGATIONS[resolved.loss_aggregation],
     ):
-        for option in parameters(function):
+        for option in option_defaults(function):
             assert option in defaults(name) or option in TrainConfig.model_fields
     assert resolved.learning_rate is not None and resolved.loss_aggregation is not None
 

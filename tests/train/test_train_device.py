@@ -22,7 +22,7 @@ from laurel.model.scratch import char_tokenizer
 from laurel.rollout import sampler
 from laurel.train import checks, memory, record
 from laurel.train.loop import step, train
-from laurel.train.setup import prepare
+from laurel.train.setup import prepare_session
 
 SEEN = ("loss", "grad_norm", "reward", "entropy", "completions/mean_length")
 """What two runs are compared by; of another name, or absent from an algorithm's lines, it is not
@@ -67,11 +67,11 @@ def test_a_step_is_the_same_there(algorithm, device, toy, tmp_path, monkeypatch)
     """
     here = lines(algorithm, toy, tmp_path / "here", monkeypatch, device="cpu")
     used = []
-    monkeypatch.setattr("laurel.fast.decode.library", lambda: None)
+    monkeypatch.setattr("laurel.fast.decode.load_library", lambda: None)
     monkeypatch.setattr(
         sampler,
-        "static_of",
-        lambda policy, real=sampler.static_of: used.append(real(policy)) or used[-1],
+        "static_decoder_of",
+        lambda policy, real=sampler.static_decoder_of: used.append(real(policy)) or used[-1],
     )
     there = lines(algorithm, toy, tmp_path / "there", monkeypatch, device=device)
     assert len(here) == len(there) == 2 and (bool(used) and None not in used) == (
@@ -142,7 +142,7 @@ def prepared(folders, kind, folder, device, **options):
         "max_steps": 1,
         "temperature": 1.0,
     }
-    return prepare("grpo", toy_config({}, folder, **{**more, **config}))
+    return prepare_session("grpo", toy_config({}, folder, **{**more, **config}))
 
 
 class Said:
@@ -163,11 +163,11 @@ def test_the_start_in_bfloat16_asks_what_bfloat16_can_give(
     """Sampler against trainer in bfloat16: passes; single tokens may lie far, 99 of 100 may not;
     weights that moved in between are seen.
     """
-    monkeypatch.setattr("laurel.fast.decode.library", lambda: None)
+    monkeypatch.setattr("laurel.fast.decode.load_library", lambda: None)
     monkeypatch.setattr("laurel.model.policy.pick_dtype", lambda *asked: torch.bfloat16)
     setup, _ = prepared(folders, kind, tmp_path, device, dtype="bfloat16", beta=0.1)
     assert setup.policy.dtype == torch.bfloat16
-    checks.before(setup, 0, Said())
+    checks.show_and_check_start(setup, 0, Said())
     assert setup.policy.decoders["static"] is not None
 
     def moved(*args, real=checks.rollout, **how):
@@ -179,7 +179,7 @@ def test_the_start_in_bfloat16_asks_what_bfloat16_can_give(
 
     monkeypatch.setattr(checks, "rollout", moved)
     with pytest.raises(LaurelError, match=r"99th percentile .* where bfloat16 and logits of"):
-        checks.before(setup, 0, Said())
+        checks.show_and_check_start(setup, 0, Said())
     setup.run.close()
 
 

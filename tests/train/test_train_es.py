@@ -16,10 +16,10 @@ from laurel.core.errors import UsageError
 from laurel.core.metrics import Sums, explain
 from laurel.core.run import Run
 from laurel.train import loop
-from laurel.train.evolve import evolve, noise, perturbed
+from laurel.train.evolve import evolve, parameter_noise, perturbed_parameters
 from laurel.train.loop import train
 from laurel.train.options import resolve
-from laurel.train.setup import prepare
+from laurel.train.setup import prepare_session
 
 SMALL = {
     "population": 4,
@@ -73,7 +73,7 @@ def test_a_model_that_cannot_be_differentiated_is_trained(name, toy, tmp_path):
     differentiates.
     """
     own = SMALL if name == "es" else {"prompts_per_step": 2, "num_generations": 2}
-    setup, state = prepare(name, toy_config(toy, tmp_path, **own))
+    setup, state = prepare_session(name, toy_config(toy, tmp_path, **own))
     setup.policy.causal.base_model.register_forward_hook(
         lambda module, inputs, out: type(out)(
             last_hidden_state=NoWayBack.apply(out.last_hidden_state),
@@ -98,20 +98,20 @@ def test_members_lie_around_the_weights_and_give_them_back(toy, tmp_path):
     """theta + sigma eps and theta - sigma eps; afterwards theta to the bit, also where the member
     fails.
     """
-    setup, _ = prepare("es", toy_config(toy, tmp_path, **SMALL))
+    setup, _ = prepare_session("es", toy_config(toy, tmp_path, **SMALL))
     parameters = list(setup.policy.trainable().values())
     start, seen = [p.detach().clone() for p in parameters], []
     for member in (0, 1):
-        with perturbed(parameters, 5, 0, member, 0.1):
+        with perturbed_parameters(parameters, 5, 0, member, 0.1):
             seen.append([p.detach().clone() for p in parameters])
         assert all(torch.equal(a, b) for a, b in zip(start, parameters, strict=True))
-    with pytest.raises(ZeroDivisionError), perturbed(parameters, 5, 0, 2, 0.1):
+    with pytest.raises(ZeroDivisionError), perturbed_parameters(parameters, 5, 0, 2, 0.1):
         assert not torch.equal(start[0], parameters[0])
         raise ZeroDivisionError
     assert all(torch.equal(a, b) for a, b in zip(start, parameters, strict=True))
     for i, (plus, minus, centre) in enumerate(zip(*seen, start, strict=True)):
         assert torch.allclose((plus + minus) / 2, centre, atol=1e-6)
-        assert torch.allclose(plus - centre, 0.1 * noise(5, 0, i, centre, 0), atol=1e-6)
+        assert torch.allclose(plus - centre, 0.1 * parameter_noise(5, 0, i, centre, 0), atol=1e-6)
 
 
 def test_noise_is_a_function_of_four_numbers(toy, tmp_path):
@@ -119,15 +119,15 @@ def test_noise_is_a_function_of_four_numbers(toy, tmp_path):
     normal.
     """
     like = torch.zeros(400, 100)
-    first = noise(0, 1, 2, like, 3)
-    assert torch.equal(first, noise(0, 1, 2, like, 3))
+    first = parameter_noise(0, 1, 2, like, 3)
+    assert torch.equal(first, parameter_noise(0, 1, 2, like, 3))
     for other in ((1, 1, 2, 3), (0, 2, 2, 3), (0, 1, 3, 3), (0, 1, 2, 4)):
-        correlation = float((first * noise(*other[:3], like, other[3])).mean())
+        correlation = float((first * parameter_noise(*other[:3], like, other[3])).mean())
         assert abs(correlation) < 0.02, other
     assert float(first.mean()) == pytest.approx(0, abs=0.02) and float(
         first.std()
     ) == pytest.approx(1, abs=0.02)
-    assert noise(0, 1, 2, like.double(), 3).dtype == torch.float64
+    assert parameter_noise(0, 1, 2, like.double(), 3).dtype == torch.float64
 
 
 def test_members_answer_the_same_prompts_with_the_same_luck(toy, tmp_path):
@@ -155,7 +155,9 @@ def test_one_step_is_the_formula(toy, tmp_path):
     """theta += learning_rate / (M sigma) sum w eps, with rewards that only the member decides: 1,
     0, 0, 0.
     """
-    setup, state = prepare("es", toy_config(toy, tmp_path, **SMALL | {"shape_returns": "raw"}))
+    setup, state = prepare_session(
+        "es", toy_config(toy, tmp_path, **SMALL | {"shape_returns": "raw"})
+    )
     start, rewards = (
         [p.detach().clone() for p in setup.policy.trainable().values()],
         iter([1.0, 0.0, 0.0, 0.0]),
@@ -170,7 +172,7 @@ def test_one_step_is_the_formula(toy, tmp_path):
     assert state.step == 1
     for i, (before, after) in enumerate(zip(start, setup.policy.trainable().values(), strict=True)):
         assert torch.allclose(
-            after, before + 1e-3 / (4 * 0.1) * noise(0, 0, i, before, 0), atol=1e-7
+            after, before + 1e-3 / (4 * 0.1) * parameter_noise(0, 0, i, before, 0), atol=1e-7
         )
 
 
@@ -209,7 +211,7 @@ def test_members_over_two_processes_are_one_run_bit_by_bit(toy, tmp_path):
 
 
 def test_equal_rewards_move_nothing_and_say_so(toy, tmp_path):
-    setup, state = prepare("es", toy_config(toy, tmp_path, reward="constant", **SMALL))
+    setup, state = prepare_session("es", toy_config(toy, tmp_path, reward="constant", **SMALL))
     before, sums = {key: p.detach().clone() for key, p in setup.policy.trainable().items()}, Sums()
     loop.step(setup, state, sums)
     assert (

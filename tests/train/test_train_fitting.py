@@ -25,7 +25,7 @@ from laurel.rollout.source import (
     RANKINGS,
     STEPS,
 )
-from laurel.train.fitting import MANY, fitting, with_bar, with_position_limits
+from laurel.train.fitting import MANY, select_fitting_rows, with_bar, with_position_limits
 from laurel.train.loop import train
 
 SHAPE = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -48,7 +48,7 @@ def fits(policy, rows, source, **options):
     config = with_position_limits(
         TrainConfig(dataset="rows.jsonl", **options), source, policy.causal
     )
-    kept, notes = fitting(policy, rows, config, source)
+    kept, notes = select_fitting_rows(policy, rows, config, source)
     return [row.where.rpartition(":")[2] for row in kept], notes
 
 
@@ -120,7 +120,7 @@ def test_K23_rows_are_cut_at_the_models_positions(policy, source):
         config = with_position_limits(
             TrainConfig(dataset="rows.jsonl", **options), source, policy.causal
         )
-        kept, notes = fitting(policy, rows, config, source)
+        kept, notes = select_fitting_rows(policy, rows, config, source)
         assert len(kept) == 2 and notes == [
             "1 of 2 rows cut at 64 tokens, the model's positions: what lies behind is not trained"
             " on, nor their end"

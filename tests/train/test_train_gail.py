@@ -15,7 +15,7 @@ from laurel.core.errors import UsageError
 from laurel.core.metrics import Sums, explain
 from laurel.train import adversary, loop
 from laurel.train.loop import train
-from laurel.train.setup import prepare
+from laurel.train.setup import prepare_session
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_rate_is_a_multiple_of_the_learning_rate(toy, tmp_path):
     """
     moved = {}
     for rate in (1.0, 0.5):
-        setup, state = prepare(
+        setup, state = prepare_session(
             "gail",
             gail_config(toy, tmp_path / str(rate), discriminator_rate=rate, max_grad_norm=0.0),
         )
@@ -123,7 +123,7 @@ def test_a_group_of_a_step(toy, tmp_path):
     """Four groups of eight samples and a demonstration, which has no reward, no weight and no mask,
     but a side.
     """
-    setup, state = prepare("gail", gail_config(toy, tmp_path))
+    setup, state = prepare_session("gail", gail_config(toy, tmp_path))
     torch.nn.init.normal_(
         setup.auxiliary.model["head"].weight, generator=torch.Generator().manual_seed(0)
     )
@@ -164,7 +164,7 @@ def test_T01_micro_batches_change_no_gradient(budget, toy, tmp_path):
     """T01: one shot or many, the same step of policy and discriminator."""
     grads = []
     for size in (budget, 10_000):
-        setup, state = prepare(
+        setup, state = prepare_session(
             "gail",
             gail_config(
                 toy, tmp_path / str(size), prompts_per_step=3, num_generations=5, token_budget=size
@@ -192,7 +192,7 @@ def test_T01_micro_batches_change_no_gradient(budget, toy, tmp_path):
 
 def test_a_demonstration_ends_where_a_sample_would(toy, tmp_path):
     """At its end token, behind the first stop string, or at the limit."""
-    setup, _ = prepare("gail", gail_config(toy, tmp_path, max_completion_length=8))
+    setup, _ = prepare_session("gail", gail_config(toy, tmp_path, max_completion_length=8))
     ids = tuple(setup.policy.tokenizer.encode("7=77", add_special_tokens=False))
     closed, tokenizer = (*ids, setup.policy.tokenizer.eos_token_id), setup.policy.tokenizer
     assert adversary.completion_end(tokenizer, closed, (), 8) == (

@@ -14,8 +14,8 @@ from laurel.core.metrics import Sums, explain
 from laurel.model.chat import encode_prompt
 from laurel.train import loop
 from laurel.train.loop import train
-from laurel.train.relabel import RELABELLED, hindsight, load_relabel
-from laurel.train.setup import prepare
+from laurel.train.relabel import RELABELLED, load_relabel, relabel_in_hindsight
+from laurel.train.setup import prepare_session
 
 HERE = __file__
 MESSAGE = [{"role": "user", "content": "12="}]
@@ -110,7 +110,7 @@ def test_rare_goals_are_learnt_where_a_reward_alone_teaches_little(seed, toy, tm
 
 def groups_of(toy, folder, relabel, **options):
     """A run that is set up, and the groups of its first step as they were sampled and scored."""
-    setup, state = prepare(
+    setup, state = prepare_session(
         "hindsight",
         config_of(toy, folder, relabel, prompts_per_step=3, num_generations=4, **options),
     )
@@ -128,7 +128,7 @@ def test_a_relabelled_sample(toy, tmp_path):
     """
     setup, _, groups = groups_of(toy, tmp_path, "achieved")
     scored, sums = setup.score(groups), Sums()
-    after = hindsight(setup, [], scored, sums)
+    after = relabel_in_hindsight(setup, [], scored, sums)
     kept = 0
     for was, now in zip(scored, after, strict=True):
         assert now.results == was.results and now.row["prompt"] == was.row["prompt"]
@@ -178,7 +178,7 @@ def test_conversations_stay_conversations(toy, tmp_path):
     chats = {**toy, "dataset": toy["dataset"].replace("goals", "chats")}
     options = {"rewards": [f"{HERE}:numbers"]}
     setup, _, groups = groups_of(chats, tmp_path / "a", "a_conversation", **options)
-    (after,) = hindsight(setup, [], setup.score(groups), Sums())
+    (after,) = relabel_in_hindsight(setup, [], setup.score(groups), Sums())
     for sample in after.samples:
         turn = [{"role": "user", "content": "=" + sample.text}]
         assert (
@@ -188,19 +188,21 @@ def test_conversations_stay_conversations(toy, tmp_path):
         )
     setup, _, groups = groups_of(chats, tmp_path / "b", "half_too_long", **options)
     with pytest.raises(LaurelError, match="not a list of messages"):
-        hindsight(setup, [], groups, Sums())
+        relabel_in_hindsight(setup, [], groups, Sums())
 
 
 def test_prompts_that_do_not_fit_are_dropped_and_counted(toy, tmp_path):
     setup, _, groups = groups_of(toy, tmp_path, "half_too_long", max_prompt_length=20)
     sums = Sums()
-    after = hindsight(setup, [], setup.score(groups), sums)
+    after = relabel_in_hindsight(setup, [], setup.score(groups), sums)
     assert [group.rewards for group in after] == [(1.0, None, 1.0, None)] * 3
     assert sums.means()["hindsight/too_long"] == sums.means()["hindsight/relabelled"] == 0.5
 
 
 def test_where_nothing_was_achieved_nothing_moves(toy, tmp_path):
-    setup, state = prepare("hindsight", config_of(toy, tmp_path, "nothing", weight_decay=0.1))
+    setup, state = prepare_session(
+        "hindsight", config_of(toy, tmp_path, "nothing", weight_decay=0.1)
+    )
     before, sums = (
         {name: p.detach().clone() for name, p in setup.policy.trainable().items()},
         Sums(),
@@ -225,7 +227,7 @@ def test_where_nothing_was_achieved_nothing_moves(toy, tmp_path):
 def test_answers_that_are_no_prompts_stop_the_run(relabel, message, toy, tmp_path):
     setup, _, groups = groups_of(toy, tmp_path, relabel)
     with pytest.raises(LaurelError, match=message):
-        hindsight(setup, [], groups, Sums())
+        relabel_in_hindsight(setup, [], groups, Sums())
 
 
 @pytest.mark.parametrize(

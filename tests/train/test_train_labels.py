@@ -14,7 +14,7 @@ from laurel.core.errors import UsageError
 from laurel.core.metrics import Sums
 from laurel.train import loop
 from laurel.train.loop import train
-from laurel.train.setup import prepare
+from laurel.train.setup import prepare_session
 
 PAIRED = (
     "dpo",
@@ -79,7 +79,7 @@ def test_each_column_reaches_the_loss(name, toy, tmp_path):
         "soft_label": lambda i: {"soft_label": 0.6},
         "margin": lambda i: {"margin": 1.0},
     }.items():
-        setup, state = prepare(
+        setup, state = prepare_session(
             name, config(toy, tmp_path, columns, f"{name}-{label}", prompts_per_step=24)
         )
         batch = loop.weigh(setup, state, loop.collect(setup, state, Sums()), Sums())
@@ -106,13 +106,13 @@ def test_soft_labels_end_where_they_say(toy, tmp_path):
 
 
 def test_rows_of_no_weight_are_left_out_and_noted(toy, tmp_path):
-    setup, _ = prepare("dpo", config(toy, tmp_path, lambda i: {"weight": i % 3}))
+    setup, _ = prepare_session("dpo", config(toy, tmp_path, lambda i: {"weight": i % 3}))
     assert len(setup.rows) == 16 and any(
         "8 of 24 rows left out: weight 0" in note for note in setup.notes
     )
     assert sum(row.columns["weight"] for row in setup.rows) == pytest.approx(16)
     with pytest.raises(UsageError, match="every row has the weight 0"):
-        prepare("dpo", config(toy, tmp_path, lambda i: {"weight": 0}, "none"))
+        prepare_session("dpo", config(toy, tmp_path, lambda i: {"weight": 0}, "none"))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_what_is_no_weight_and_no_probability_is_refused_at_its_line(
     column, value, told, toy, tmp_path
 ):
     with pytest.raises(UsageError, match=rf"run.jsonl:4: .*{column}.*{told}"):
-        prepare("dpo", config(toy, tmp_path, lambda i: {column: value if i == 3 else 1}))
+        prepare_session("dpo", config(toy, tmp_path, lambda i: {column: value if i == 3 else 1}))
 
 
 def test_margins_can_be_ignored(toy, tmp_path):

@@ -20,7 +20,7 @@ from laurel.core.numbered_dirs import claim_dir
 from laurel.core.run import Run
 from laurel.train import interrupt, loop, progress
 from laurel.train.best import check_best, is_best, out_of_patience
-from laurel.train.checkpoint import complete_first
+from laurel.train.checkpoint import finished_checkpoints
 from laurel.train.loop import train
 from laurel.train.run_data import in_epochs
 from laurel.train.session import State
@@ -140,7 +140,7 @@ def test_the_best_checkpoint_is_kept_and_is_the_model(toy, tmp_path, monkeypatch
         "save_steps": 1,
     }
     run = train("sft", supervised(toy, tmp_path / "run", max_steps=6, **best), quiet=True)
-    assert [path.name for path in complete_first(run.checkpoints)] == ["step-6", "step-2"]
+    assert [path.name for path in finished_checkpoints(run.checkpoints)] == ["step-6", "step-2"]
     saved, last = (
         weights(run.checkpoints / name / "weights.safetensors") for name in ("step-2", "step-6")
     )
@@ -156,7 +156,7 @@ def test_the_best_checkpoint_is_kept_and_is_the_model(toy, tmp_path, monkeypatch
     again = train(
         "sft", supervised(toy, tmp_path / "run", max_steps=8, resume=True, **best), quiet=True
     )
-    assert [path.name for path in complete_first(again.checkpoints)] == ["step-8", "step-2"]
+    assert [path.name for path in finished_checkpoints(again.checkpoints)] == ["step-8", "step-2"]
     assert (
         same(model, weights(again.model / "model.safetensors")) and again.facts["best"]["step"] == 2
     )
@@ -333,7 +333,7 @@ def test_a_resumed_run_takes_another_learning_rate_only_on_request_and_keeps_the
 ):
     plain = {"eval_steps": 0, "weight_decay": 0.1}
     first = train("sft", supervised(toy, tmp_path / "run", max_steps=2, **plain), quiet=True)
-    before = torch.load(complete_first(first.checkpoints)[0] / "optimizer.pt")
+    before = torch.load(finished_checkpoints(first.checkpoints)[0] / "optimizer.pt")
     other = {**plain, "max_steps": 3, "learning_rate": 1e-4, "weight_decay": 0.5}
     with pytest.raises(UsageError, match=r"learning_rate.*--resume anyway"):
         train("sft", supervised(toy, tmp_path / "run", resume=True, **other), quiet=True)
@@ -344,7 +344,7 @@ def test_a_resumed_run_takes_another_learning_rate_only_on_request_and_keeps_the
             quiet=True,
         )
     run = train("sft", supervised(toy, tmp_path / "run", resume="anyway", **other), quiet=True)
-    after = torch.load(complete_first(run.checkpoints)[0] / "optimizer.pt")
+    after = torch.load(finished_checkpoints(run.checkpoints)[0] / "optimizer.pt")
     assert run.metrics()[-1]["learning_rate"] == 1e-4 and run.config()["learning_rate"] == 1e-4
     assert {float(state["step"]) for state in after["state"].values()} == {3.0} and {
         float(s["step"]) for s in before["state"].values()

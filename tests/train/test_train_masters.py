@@ -16,11 +16,11 @@ from laurel.core.errors import UsageError
 from laurel.model.policy import load_policy
 from laurel.model.scratch import save_scratch
 from laurel.train import masters, setup
-from laurel.train.checkpoint import complete_first
+from laurel.train.checkpoint import finished_checkpoints
 from laurel.train.loop import optimizer_step, total_norm, train
 from laurel.train.masters import Masters, join_float32, split_float32
 from laurel.train.optimizer import check_optim, make_optimizer, state_bytes
-from laurel.train.setup import prepare
+from laurel.train.setup import prepare_session
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_a_resumed_run_over_narrow_weights_is_the_uninterrupted_one(algorithm, m
         )
     losses = [[line["loss"] for line in run.metrics()] for run in (whole, parts)]
     assert losses[0] == losses[1] and len(set(losses[0])) > 1
-    folders = [complete_first(run.checkpoints)[0] for run in (whole, parts)]
+    folders = [finished_checkpoints(run.checkpoints)[0] for run in (whole, parts)]
     first, second = (load_file(folder / "weights.safetensors") for folder in folders)
     assert all(torch.equal(first[name], second[name]) for name in first)
     rests = [torch.load(folder / "optimizer.pt", weights_only=True)["rests"] for folder in folders]
@@ -180,11 +180,11 @@ def test_a_library_that_is_not_there_is_told_before_weights_are_loaded(toy, tmp_
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setattr(setup, "load_policy", lambda config: pytest.fail("weights were loaded"))
     with pytest.raises(UsageError, match=r"bitsandbytes is not installed.*laurel-rl\[optim\]"):
-        prepare("sft", toy_config(toy, tmp_path, reward=None, optim="adamw_8bit"))
+        prepare_session("sft", toy_config(toy, tmp_path, reward=None, optim="adamw_8bit"))
     with pytest.raises(UsageError, match=r"pages move between a GPU and main memory.*adamw_8bit"):
         check_optim(TrainConfig(optim="paged_adamw_8bit"), torch.device("cpu"))
     with pytest.raises(UsageError, match="no AdamW"):
-        prepare("es", toy_config(toy, tmp_path, optim="adamw_8bit"))
+        prepare_session("es", toy_config(toy, tmp_path, optim="adamw_8bit"))
 
 
 def test_what_an_optimiser_takes_is_known_before():

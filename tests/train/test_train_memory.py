@@ -24,12 +24,12 @@ from laurel.fast.decode import compact_of
 from laurel.model.policy import load_policy
 from laurel.model.scratch import char_tokenizer
 from laurel.train import activation_memory, memory
-from laurel.train.activation_memory import activations, kept_by
+from laurel.train.activation_memory import activations, autograd_bytes
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.loop import train
 from laurel.train.memory import forecast_bytes, longest_groups, work_in
 from laurel.train.options import resolve
-from laurel.train.setup import prepare
+from laurel.train.setup import prepare_session
 
 SHAPE = {
     "hidden_size": 32,
@@ -71,7 +71,7 @@ def saved(tmp_path_factory):
 def measured(policy, batch):
     """Bytes that a real pass over the batch keeps."""
     with torch.enable_grad(), policy.autocast():
-        return kept_by(lambda: policy.hidden(batch), list(policy.model.parameters()))
+        return autograd_bytes(lambda: policy.hidden(batch), list(policy.model.parameters()))
 
 
 @pytest.mark.parametrize("held", ["float32", "bfloat16"])
@@ -100,7 +100,7 @@ def test_what_the_doctor_tells_is_what_a_run_foresees_and_measures(
     }
     config = resolve("grpo", TrainConfig(token_budget=200, **how, **sizes))
     monkeypatch.setattr(doctor_fit, "logit_room", lambda *asked: 1 << 20)
-    told = doctor_fit.fit("grpo", config, "cpu", None)
+    told = doctor_fit.forecast_fit("grpo", config, "cpu", None)
     policy = load_policy(config)
     policy.room = 1 << 20
     reference = SimpleNamespace(adapters_off=peft, policy=policy)
@@ -133,17 +133,17 @@ def test_activations_follow_the_layout_and_checkpointing(toy, tmp_path):
     """Shared prompts are counted once; with gradient checkpointing only inputs of layers are kept,
     and one layer's insides.
     """
-    made, _ = prepare("grpo", toy_config(toy, tmp_path / "a", num_generations=8))
+    made, _ = prepare_session("grpo", toy_config(toy, tmp_path / "a", num_generations=8))
     policy, weights = made.policy, list(made.policy.model.parameters())
     body, work = memory.body_of(policy.causal), memory.work_of(made)
     assert activations(body, work.micro, policy.autocast, weights) == pytest.approx(
         measured(policy, work.micro), rel=0.02
     )
-    again, _ = prepare(
+    again, _ = prepare_session(
         "grpo", toy_config(toy, tmp_path / "b", num_generations=8, gradient_checkpointing=True)
     )
     layers, work = again.policy.causal.model.layers, memory.work_of(again)
-    tokens = activation_memory.computed(work.micro, packed=True)
+    tokens = activation_memory.count_computed_tokens(work.micro, packed=True)
     less = activations(
         memory.body_of(again.policy.causal),
         work.micro,
@@ -157,7 +157,7 @@ def test_activations_follow_the_layout_and_checkpointing(toy, tmp_path):
 
 def test_a_family_that_cannot_be_imagined_is_measured(toy, tmp_path, monkeypatch):
     """On two short rows, and scaled."""
-    made, _ = prepare("sft", toy_config(toy, tmp_path, reward=None))
+    made, _ = prepare_session("sft", toy_config(toy, tmp_path, reward=None))
     policy, weights = made.policy, list(made.policy.model.parameters())
     body, batch = memory.body_of(policy.causal), activation_memory.one_row(300)
     monkeypatch.setattr(
@@ -174,7 +174,7 @@ def test_all_that_a_step_takes_is_foreseen(toy, tmp_path):
     """Policy, reference, gradients, moments, activations, keys and values; a critic of its own
     doubles what is trained and kept.
     """
-    plain, _ = prepare("grpo", toy_config(toy, tmp_path / "a", num_generations=8, beta=0.1))
+    plain, _ = prepare_session("grpo", toy_config(toy, tmp_path / "a", num_generations=8, beta=0.1))
     one = forecast_bytes(
         plain.policy, plain.reference, None, plain.config, plain.row, memory.work_of(plain), "cpu"
     )
@@ -188,7 +188,7 @@ def test_all_that_a_step_takes_is_foreseen(toy, tmp_path):
     assert (
         one.parts["keys and values"] == 1 * 2 * 32 * 4 * (4 * 16 + 4 * 8 * 16) and prompt < 16
     )  # layers, K and V, width, rounded up
-    actor, _ = prepare(
+    actor, _ = prepare_session(
         "ppo", toy_config(toy, tmp_path / "b", num_generations=8, critic_model="policy")
     )
     two = forecast_bytes(
@@ -196,7 +196,7 @@ def test_all_that_a_step_takes_is_foreseen(toy, tmp_path):
     )
     assert two.there["critic"] > 0.9 * weights and two.parts["gradients"] > 1.9 * weights
     assert two.parts["activations"] == pytest.approx(2 * one.parts["activations"], rel=0.01)
-    search, _ = prepare("es", toy_config(toy, tmp_path / "c", population=4))
+    search, _ = prepare_session("es", toy_config(toy, tmp_path / "c", population=4))
     few = forecast_bytes(
         search.policy, None, None, search.config, search.row, memory.work_of(search), "cpu"
     )
@@ -207,7 +207,7 @@ def test_activations_and_gradients_are_there_together_only_where_gradients_wait(
     """One micro-batch: activations go as gradients come. Several: those of the first wait."""
     found = []
     for budget in (2048, 64):
-        made, _ = prepare(
+        made, _ = prepare_session(
             "sft",
             toy_config(
                 toy, tmp_path / str(budget), reward=None, prompts_per_step=64, token_budget=budget

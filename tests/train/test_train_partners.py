@@ -13,10 +13,10 @@ from laurel.core.metrics import Sums
 from laurel.data.source import Row
 from laurel.model.scratch import save_scratch
 from laurel.objective.preference import dpo, dpop
-from laurel.rollout.data import partners
+from laurel.rollout.data import mismatched_rows
 from laurel.train import loop
 from laurel.train.loop import train
-from laurel.train.setup import prepare
+from laurel.train.setup import prepare_session
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +44,18 @@ def test_the_next_row_that_asks_something_else():
     among the rows that come later.
     """
     step = [row("a", "1="), row("b", "1="), row("c", "2="), row("d", "3=")]
-    assert [other.id for other in partners(step, step)] == ["c", "c", "d", "a"]
-    assert [other.id for other in partners(step[:1], step) + partners(step[1:], step)] == [
+    assert [other.id for other in mismatched_rows(step, step)] == ["c", "c", "d", "a"]
+    assert [
+        other.id for other in mismatched_rows(step[:1], step) + mismatched_rows(step[1:], step)
+    ] == [
         "c",
         "c",
         "d",
         "a",
     ]
-    assert [other.id for other in partners(step[:2], step[:2], step)] == ["c", "c"]
+    assert [other.id for other in mismatched_rows(step[:2], step[:2], step)] == ["c", "c"]
     with pytest.raises(UsageError, match="one prompt"):
-        partners(step[:2], step[:2])
+        mismatched_rows(step[:2], step[:2])
 
 
 def test_no_row_is_its_own_mismatch_where_a_step_crosses_an_epoch(toy, tmp_path):
@@ -66,7 +68,7 @@ def test_no_row_is_its_own_mismatch_where_a_step_crosses_an_epoch(toy, tmp_path)
         reward=None,
         prompts_per_step=5,
     )
-    setup, state = prepare("kto", config)
+    setup, state = prepare_session("kto", config)
     twice = 0
     for _ in range(6):
         groups = loop.collect(setup, state, Sums())
@@ -85,7 +87,7 @@ def test_a_step_of_one_prompt_borrows_from_the_next(toy, tmp_path):
     another prompt.
     """
     data = labels_of(tmp_path, ["1=", "1=", "1=", "1=", "2="])
-    setup, state = prepare(
+    setup, state = prepare_session(
         "kto",
         toy_config({**toy, "dataset": data}, tmp_path / "run", reward=None, prompts_per_step=2),
     )
@@ -93,7 +95,7 @@ def test_a_step_of_one_prompt_borrows_from_the_next(toy, tmp_path):
         for group in loop.collect(setup, state, Sums()):
             assert group.samples[1].text.endswith("=4") == (group.row["prompt"] == "1=")
     with pytest.raises(UsageError, match="every row asks the same"):
-        prepare(
+        prepare_session(
             "kto",
             toy_config(
                 {**toy, "dataset": labels_of(tmp_path, ["1="] * 4)}, tmp_path / "same", reward=None
@@ -110,7 +112,7 @@ def test_every_held_out_answer_is_evaluated(toy, tmp_path):
         reward=None,
         max_steps=1,
     )
-    setup, _ = prepare("kto", config)
+    setup, _ = prepare_session("kto", config)
     sums = loop.evaluate(setup, 1).sums
     assert sums["eval/rewards/chosen"][1] + sums["eval/rewards/rejected"][1] == 65
 

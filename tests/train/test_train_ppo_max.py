@@ -20,8 +20,8 @@ from laurel.model.chat import encode_supervised
 from laurel.train import loop
 from laurel.train.loop import train
 from laurel.train.options import resolve
-from laurel.train.pretrain import mix_in
-from laurel.train.setup import prepare
+from laurel.train.pretrain import add_pretraining_gradient
+from laurel.train.setup import prepare_session
 
 TEXT = "123456789"
 
@@ -38,14 +38,14 @@ def toy(tmp_path_factory):
 
 def test_the_gradient_mixed_in_is_that_of_the_texts_mean_loss_per_token(toy, tmp_path):
     options, text = toy
-    setup, _ = prepare(
+    setup, _ = prepare_session(
         "ppo",
         toy_config(
             {**options, "ptx_coef": 0.5, "ptx_dataset": text, "prompts_per_step": 6}, tmp_path
         ),
     )
     sums = Sums()
-    mix_in(setup, setup.pretraining, 1, sums)
+    add_pretraining_gradient(setup, setup.pretraining, 1, sums)
     mixed = {name: p.grad.clone() for name, p in setup.policy.trainable().items()}
     setup.policy.model.zero_grad()
     total, count = 0.0, 0
@@ -157,7 +157,7 @@ def test_a_cut_row_is_worth_what_the_critic_expects_behind_it(critic, toy, tmp_p
     critic's value behind its last token, whatever its reward.
     """
     options = {**toy[0], "bootstrap_truncated": True, "critic": critic, "beta": 0.0}
-    setup, state = prepare("ppo", toy_config({**options, "token_budget": 40}, tmp_path))
+    setup, state = prepare_session("ppo", toy_config({**options, "token_budget": 40}, tmp_path))
     head = setup.auxiliary.model["head"].weight
     torch.nn.init.normal_(head, generator=torch.Generator().manual_seed(0))
     groups = loop.collect(setup, state, Sums())

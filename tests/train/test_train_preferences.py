@@ -21,8 +21,8 @@ from laurel.model.policy import Reference
 from laurel.train import loop
 from laurel.train.loop import train
 from laurel.train.options import defaults, resolve
-from laurel.train.reference_cache import blocks_of
-from laurel.train.setup import prepare
+from laurel.train.reference_cache import epoch_blocks
+from laurel.train.setup import prepare_session
 
 WITH_REFERENCE = ("dpo", "cdpo", "robust_dpo", "dpop", "ipo")
 PAIRED = (*WITH_REFERENCE, "simpo", "orpo")
@@ -102,7 +102,7 @@ def test_what_is_remembered_is_what_would_be_computed(toy, tmp_path):
     """Later, when the policy has moved, a batch still gets log ref of the starting weights, at
     every trained token.
     """
-    setup, state = prepare("dpo", without_reward(toy, tmp_path, learning_rate=1e-2))
+    setup, state = prepare_session("dpo", without_reward(toy, tmp_path, learning_rate=1e-2))
     for _ in range(7):  # beyond the first epoch: all is remembered by now
         loop.step(setup, state, Sums())
     batch = loop.weigh(setup, state, loop.collect(setup, state, Sums()), Sums())
@@ -141,7 +141,7 @@ def test_a_step_asks_the_reference_of_its_own_rows_and_of_no_others(toy, tmp_pat
     """40 pairs in steps of 8: every step of the first epoch asks for its 16 answers, later ones for
     none.
     """
-    setup, state = prepare("dpo", without_reward(toy, tmp_path))
+    setup, state = prepare_session("dpo", without_reward(toy, tmp_path))
     asked = []
     for _ in range(7):
         before = sum(counted)
@@ -154,7 +154,7 @@ def test_blocks_are_what_each_process_draws_in_a_step():
     """11 rows, 4 a step, 3 processes: 2, 1, 1 of each step; the last step has 3 rows left of the
     epoch. Every row once.
     """
-    found, order = blocks_of(11, 5, 4, 3), take(0, 11, 11, 5)
+    found, order = epoch_blocks(11, 5, 4, 3), take(0, 11, 11, 5)
     assert [len(block) for block in found] == [2, 1, 1, 2, 1, 1, 2, 1]
     assert [row for block in found for row in block] == order != sorted(order)
 
@@ -169,7 +169,7 @@ def test_the_last_bits_do_not_depend_on_when_a_row_was_needed(toy, tmp_path, cac
     (file,) = cache.iterdir()
     found = [load_file(file)]
     file.unlink()
-    setup, state = prepare("dpo", without_reward(toy, tmp_path / "b", learning_rate=1e-2))
+    setup, state = prepare_session("dpo", without_reward(toy, tmp_path / "b", learning_rate=1e-2))
     state.cursor = 16
     for _ in range(5):
         loop.step(setup, state, Sums())

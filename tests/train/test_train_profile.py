@@ -10,7 +10,7 @@ from toy import make_toy, sevens, toy_config
 
 from laurel.report.page import write_report
 from laurel.train.loop import train
-from laurel.train.profile import PHASES, averages
+from laurel.train.profile import PHASES, average_profile
 from laurel.train.session import Clock, phase
 
 
@@ -119,7 +119,7 @@ def test_shares_of_a_step_by_hand():
         "seconds/other": 1.0,
         "idle/other": 0.0,
     }
-    profile = averages(totals)
+    profile = average_profile(totals)
     assert profile["seconds"] == 2.0 and profile["phases"]["sample"] == {
         "seconds": 1.5,
         "share": 0.75,

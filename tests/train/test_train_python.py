@@ -20,8 +20,8 @@ from laurel.core.errors import LaurelError, UsageError
 from laurel.core.run import Run
 from laurel.data.in_memory import records_of
 from laurel.data.source import load_rows
-from laurel.train.checkpoint import complete_first
-from laurel.train.python import by_name, with_names
+from laurel.train.checkpoint import finished_checkpoints
+from laurel.train.python import name_object, with_names
 
 ROWS = [{"prompt": f"{i}=", "answer": "7"} for i in range(8)]
 PAIRS = [{"prompt": f"{i}=", "chosen": "77", "rejected": "1"} for i in range(8)]
@@ -302,7 +302,7 @@ def test_what_is_no_rows_is_refused(thing, words):
 def test_names_of_things():
     held = {}
     partial = functools.partial(sevens, weight=1)
-    assert [by_name(one, "rewards", held) for one in (sevens, partial, sevens, len)] == [
+    assert [name_object(one, "rewards", held) for one in (sevens, partial, sevens, len)] == [
         f"{__name__}.sevens",
         f"{__name__}.sevens#2",
         f"{__name__}.sevens",
@@ -405,7 +405,7 @@ def test_a_callback_may_stop_the_run_and_everything_is_saved(answer, folder, tmp
         "step": 2,
         "by": f"{__name__}.Watcher.on_step",
     }
-    assert run.model.exists() and [path.name for path in complete_first(run.checkpoints)] == [
+    assert run.model.exists() and [path.name for path in finished_checkpoints(run.checkpoints)] == [
         "step-2"
     ]
     if answer is True:

@@ -7,7 +7,7 @@ import torch
 from processes import begin
 from toy import make_toy, toy_config
 
-from laurel.train.checkpoint import complete_first
+from laurel.train.checkpoint import finished_checkpoints
 from laurel.train.loop import train
 
 
@@ -73,7 +73,7 @@ def test_T02_two_ranks_equal_one(name, toy, tmp_path):
     from laurel.core.run import Run
 
     one, two = (
-        load_file(complete_first(run.checkpoints)[0] / "weights.safetensors")
+        load_file(finished_checkpoints(run.checkpoints)[0] / "weights.safetensors")
         for run in (alone, Run(tmp_path / "two"))
     )
     for key in one:

@@ -17,7 +17,7 @@ from toy import make_toy, toy_config
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.run import Run
 from laurel.train.checkpoint import (
-    complete_first,
+    finished_checkpoints,
     is_sound,
     newest_checkpoint,
     save_checkpoint,
@@ -37,7 +37,9 @@ def final_weights(run):
     """
     return {
         name: w.clone()
-        for name, w in load_file(complete_first(run.checkpoints)[0] / "weights.safetensors").items()
+        for name, w in load_file(
+            finished_checkpoints(run.checkpoints)[0] / "weights.safetensors"
+        ).items()
     }
 
 
@@ -95,13 +97,15 @@ def test_a_damaged_newest_checkpoint_is_passed_over(toy, tmp_path):
     config = {"max_steps": 4, "save_steps": 2}
     whole = train("grpo", toy_config(toy, tmp_path, **config), quiet=True)
     before = final_weights(whole)
-    newest = complete_first(whole.checkpoints)[0]
+    newest = finished_checkpoints(whole.checkpoints)[0]
     with open(newest / "weights.safetensors", "r+b") as file:
         file.truncate(100)
     found, damaged = newest_checkpoint(whole.checkpoints)
     assert damaged == ["step-4"] and found.name == "step-2"
     again = train("grpo", toy_config(toy, tmp_path, resume=True, **config), quiet=True)
-    assert same(before, final_weights(again)) and is_sound(complete_first(again.checkpoints)[0])
+    assert same(before, final_weights(again)) and is_sound(
+        finished_checkpoints(again.checkpoints)[0]
+    )
 
 
 def saver(folder, told):

@@ -17,17 +17,17 @@ from laurel.model.scratch import char_tokenizer
 from laurel.rollout.pack import pack
 from laurel.train import loop
 from laurel.train.roofline import (
-    Product,
+    ProductShape,
     Work,
     body_of,
     bound_seconds,
+    count_attention_pairs,
     count_pass,
     count_sampling,
-    pairs,
     product_rate,
     read_rate,
 )
-from laurel.train.setup import prepare
+from laurel.train.setup import prepare_session
 
 CPU = torch.device("cpu")
 
@@ -83,9 +83,11 @@ def test_a_pass_is_counted_by_hand():
     count_pass(learnt, body, batch_of((0, 3, 2), (0, 3, 4)), learns=True)
     assert learnt.operations == 3 * work.operations and not learnt.reads
     assert (
-        Product("weights", 4, 8, 8, 12) in learnt.products
+        ProductShape("weights", 4, 8, 8, 12) in learnt.products
     )  # gate and up of two layers, nine tokens as eight
-    assert Product("weights", 2, 8, 8, 12) in learnt.products  # the gradient of `down`'s weight
+    assert (
+        ProductShape("weights", 2, 8, 8, 12) in learnt.products
+    )  # the gradient of `down`'s weight
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -141,12 +143,14 @@ def test_a_window_cuts_what_a_query_sees():
     6 beside 9.
     """
     body = body_of(llama())._replace(windows=(3, None))
-    assert pairs(0, 5, body) == 12 + 15 and pairs(3, 5, body) == 6 + 9
+    assert (
+        count_attention_pairs(0, 5, body) == 12 + 15 and count_attention_pairs(3, 5, body) == 6 + 9
+    )
 
 
 def test_the_bound_is_work_over_measured_rates():
     """Rates that are given are used, those that are missing are measured: and are plausible."""
-    work, shape = Work(), Product("weights", 2, 8, 16, 32)
+    work, shape = Work(), ProductShape("weights", 2, 8, 16, 32)
     work.multiply(shape, 3e9)
     work.read(1 << 20, 4e9)
     assert (
@@ -158,7 +162,7 @@ def test_the_bound_is_work_over_measured_rates():
         1 << 20,
     }
     assert 1e7 < product_rate(shape, torch.bfloat16, CPU, 1e-3) < 1e15
-    assert 1e7 < product_rate(Product("heads", 4, 8, 16, 32), torch.float32, CPU, 1e-3) < 1e15
+    assert 1e7 < product_rate(ProductShape("heads", 4, 8, 16, 32), torch.float32, CPU, 1e-3) < 1e15
     assert 1e7 < read_rate(1 << 20, CPU, 1e-3) < 1e14
 
 
@@ -176,7 +180,7 @@ def test_a_step_is_held_against_its_own_work(name, tmp_path):
         (tmp_path / "rows.jsonl").write_text((json.dumps(rows[name]) + "\n") * 8)
         more = {"dataset": str(tmp_path / "rows.jsonl"), "reward": None}
     more = {"reward": None} if name == "sft" else more
-    setup, state = prepare(name, toy_config(toy, tmp_path / "run", profile=True, **more))
+    setup, state = prepare_session(name, toy_config(toy, tmp_path / "run", profile=True, **more))
     setup.clock.start()
     loop.step(setup, state, Sums())
     work = setup.clock.work

@@ -12,8 +12,8 @@ from toy import make_toy, toy_config
 
 from laurel.core.errors import LaurelError, UsageError
 from laurel.train import loop, starter
-from laurel.train.checkpoint import complete_first
-from laurel.train.input_digests import of_code, of_model
+from laurel.train.checkpoint import finished_checkpoints
+from laurel.train.input_digests import digest_code, digest_model_folder
 from laurel.train.loop import Interrupted, train
 
 REWARD = """
@@ -108,26 +108,26 @@ def test_K13_a_module_beside_the_reward_counts_too(tmp_path, monkeypatch):
         "other.py": "x = 1\n",
     }.items():
         (tmp_path / name).write_text(text)
-    seen = {of_code("paying.py:scored")}
-    assert of_code("paying.scored") in seen and of_code("exact") == "" == of_code(
+    seen = {digest_code("paying.py:scored")}
+    assert digest_code("paying.scored") in seen and digest_code("exact") == "" == digest_code(
         "no_such_module.f"
     )
     for name in ("helping.py", "kit/scale.py", "paying.py"):
         (tmp_path / name).write_text((tmp_path / name).read_text() + "# edited\n")
-        assert of_code("paying.py:scored") not in seen
-        seen.add(of_code("paying.py:scored"))
+        assert digest_code("paying.py:scored") not in seen
+        seen.add(digest_code("paying.py:scored"))
     (tmp_path / "other.py").write_text("x = 2\n")
-    assert of_code("paying.py:scored") in seen
+    assert digest_code("paying.py:scored") in seen
 
 
 def test_K13_weights_are_told_apart_by_size_and_ends(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(bytes(3 << 20))
-    before = of_model(tmp_path)
+    before = digest_model_folder(tmp_path)
     for place in (0, (3 << 20) - 1):
         data = bytearray(3 << 20)
         data[place] = 1
         (tmp_path / "w.safetensors").write_bytes(bytes(data))
-        assert of_model(tmp_path) != before
+        assert digest_model_folder(tmp_path) != before
 
 
 def test_K15_a_checkpoint_of_another_run_is_refused(toy, tmp_path):
@@ -193,7 +193,9 @@ def test_K17_too_many_failures_end_the_run_with_its_steps_saved(toy, tmp_path):
     ) as caught:
         train("rloo", options, quiet=True)
     assert "connection reset by peer" in str(caught.value)
-    assert [path.name for path in complete_first(tmp_path / "run" / "checkpoints")] == ["step-1"]
+    assert [path.name for path in finished_checkpoints(tmp_path / "run" / "checkpoints")] == [
+        "step-1"
+    ]
     train("rloo", options.model_copy(update={"resume": True, "max_steps": 1}), quiet=True)
     assert (tmp_path / "run" / "model" / "config.json").exists()
 
@@ -248,6 +250,6 @@ def test_K14_where_it_is_said_the_checkpoint_is_there(toy, tmp_path, monkeypatch
     stop_in_the_first_step(monkeypatch)
     with pytest.raises(Interrupted, match=r"stopped at step (\d+): everything is saved") as caught:
         train("sft", short(toy, tmp_path / "run", reward=None, max_steps=10**6), quiet=True)
-    newest = complete_first(tmp_path / "run" / "checkpoints")[0]
+    newest = finished_checkpoints(tmp_path / "run" / "checkpoints")[0]
     assert "stopped at step 1:" in caught.value.what and newest.name == "step-1"
     assert json.loads((newest / "state.json").read_text())["step"] == 1

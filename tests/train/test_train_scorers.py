@@ -13,7 +13,7 @@ from laurel.model import scorer as scorers
 from laurel.model.scorer import load_scorer
 from laurel.reward.load import load_reward
 from laurel.train.loop import train
-from laurel.train.setup import prepare
+from laurel.train.setup import prepare_session
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_the_first_loss_is_the_sum_of_its_terms(data, tmp_path):
     assert losses[0.25, 0.5] == pytest.approx(
         losses[0.25, 0.0] + 0.5 * line["imitation/nll"], rel=1e-5
     )  # every answer has 5 tokens
-    setup, _ = prepare("reward", toy_config(data["reward"], tmp_path / "bare", reward=None))
+    setup, _ = prepare_session("reward", toy_config(data["reward"], tmp_path / "bare", reward=None))
     assert setup.policy.language is None and [reads for reads, _, _ in setup.terms] == [
         ("score_NT",)
     ]

@@ -12,7 +12,7 @@ from laurel.model.policy import Policy
 from laurel.train import loop, setup
 from laurel.train.checks import probe_sizes
 from laurel.train.loop import train
-from laurel.train.setup import prepare
+from laurel.train.setup import prepare_session
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_the_room_for_logits_is_recorded_and_kept_by_a_resumed_run(toy, tmp_path
     monkeypatch.setattr(setup, "logit_room", room)
     run = train("grpo", toy_config(toy, tmp_path / "run", max_steps=1, beta=0.1), quiet=True)
     assert run.facts["logit_bytes"] == 3 << 20
-    again, _ = prepare(
+    again, _ = prepare_session(
         "grpo", toy_config(toy, tmp_path / "run", max_steps=2, beta=0.1, resume=True)
     )
     assert (
@@ -66,7 +66,7 @@ def test_the_head_is_looked_at_once(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Policy, "_logits_are_head_of_body", lambda self: looked.append(self) or real(self)
     )
-    made, _ = prepare("grpo", toy_config(toy, tmp_path, beta=0.1))
+    made, _ = prepare_session("grpo", toy_config(toy, tmp_path, beta=0.1))
     assert (
         len(looked) == 1 and made.reference.policy.whole_logits is made.policy.whole_logits is False
     )
@@ -108,9 +108,11 @@ def test_a_run_is_checked_with_so_many_samples(toy, tmp_path, monkeypatch):
             seen.append((len(rows), draw.num_generations)) or real(policy, rows, draw)
         ),
     )
-    made, state = prepare("grpo", toy_config(toy, tmp_path, prompts_per_step=4, num_generations=8))
+    made, state = prepare_session(
+        "grpo", toy_config(toy, tmp_path, prompts_per_step=4, num_generations=8)
+    )
     with Progress(made, quiet=True) as progress:
-        checks.before(made, 0, progress)
+        checks.show_and_check_start(made, 0, progress)
     assert seen == [(1, 3)]
     loop.step(made, state, Sums())
 
@@ -126,9 +128,13 @@ def test_a_resumed_run_multiplies_with_the_library_it_began_with(toy, tmp_path, 
             monkeypatch.setattr(
                 products,
                 "cached_choice",
-                lambda *shape, first=first: products.picked({"default": first, "onednn/tf32": 1.0}),
+                lambda *shape, first=first: products.pick_quickest(
+                    {"default": first, "onednn/tf32": 1.0}
+                ),
             )
-            setup, _ = prepare("sft", toy_config(toy, tmp_path / "run", reward=None, resume=resume))
+            setup, _ = prepare_session(
+                "sft", toy_config(toy, tmp_path / "run", reward=None, resume=resume)
+            )
             assert (
                 setup.run.facts["products"] == "onednn/tf32"
                 and torch.backends.mkldnn.matmul.fp32_precision == "tf32"

@@ -15,10 +15,10 @@ from laurel.core.errors import LaurelError, UsageError
 from laurel.core.metrics import Sums, explain
 from laurel.core.sample import Completion
 from laurel.train import loop
-from laurel.train.checkpoint import complete_first
+from laurel.train.checkpoint import finished_checkpoints
 from laurel.train.loop import train
 from laurel.train.session import State
-from laurel.train.setup import prepare
+from laurel.train.setup import prepare_session
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def weights(setup):
 
 def gradient_of(toy, folder, name="grpo", **options):
     """Parameters after one step, per configuration: equal parameters mean equal gradients."""
-    setup, state = prepare(name, toy_config(toy, folder, **options))
+    setup, state = prepare_session(name, toy_config(toy, folder, **options))
     groups = loop.collect(setup, state, Sums())
     batch = loop.weigh(setup, state, groups, Sums())
     total = setup.terms[0].unit(batch).count
@@ -84,7 +84,9 @@ def test_T33_loss_zero_is_not_gradient_zero(toy, tmp_path):
 
 def test_T34_equal_rewards_move_nothing(toy, tmp_path):
     """T34, A30: no signal: no step, not even weight decay, and the log says so."""
-    setup, state = prepare("grpo", toy_config(toy, tmp_path, reward="constant", weight_decay=0.1))
+    setup, state = prepare_session(
+        "grpo", toy_config(toy, tmp_path, reward="constant", weight_decay=0.1)
+    )
     before, sums = weights(setup), Sums()
     loop.step(setup, state, sums)
     means = sums.means()
@@ -248,7 +250,9 @@ def test_dynamic_sampling_replaces_and_is_bounded(toy, tmp_path):
     """Groups without signal make room for new prompts; when nothing has signal it stops after
     max_resamples rounds.
     """
-    setup, state = prepare("dapo", toy_config(toy, tmp_path, reward="constant", max_resamples=2))
+    setup, state = prepare_session(
+        "dapo", toy_config(toy, tmp_path, reward="constant", max_resamples=2)
+    )
     sums = Sums()
     groups = loop.collect(setup, state, sums)
     assert len(groups) == 4 and state.cursor == 4 * 3
@@ -259,7 +263,9 @@ def test_T65_every_prompt_once_per_epoch(toy, tmp_path):
     """T65: 8 prompts, 3 per step: after 8 steps each was drawn exactly three times, whatever the
     step size.
     """
-    setup, state = prepare("rloo", toy_config(toy, tmp_path, prompts_per_step=3, num_generations=2))
+    setup, state = prepare_session(
+        "rloo", toy_config(toy, tmp_path, prompts_per_step=3, num_generations=2)
+    )
     drawn = [row.id.split("~")[0] for _ in range(8) for row in loop.next_rows(setup, state, 3)]
     assert sorted(drawn) == sorted(3 * [row.id for row in setup.rows])
 
@@ -267,10 +273,10 @@ def test_T65_every_prompt_once_per_epoch(toy, tmp_path):
 def test_T41_loading_a_checkpoint_gives_its_weights_back(toy, tmp_path):
     """T41: the parameters after a resume are the saved ones."""
     run = train("grpo", toy_config(toy, tmp_path, max_steps=2), quiet=True)
-    setup, state = prepare("grpo", toy_config(toy, tmp_path, max_steps=3, resume=True))
+    setup, state = prepare_session("grpo", toy_config(toy, tmp_path, max_steps=3, resume=True))
     from safetensors.torch import load_file
 
-    saved = load_file(complete_first(run.checkpoints)[0] / "weights.safetensors")
+    saved = load_file(finished_checkpoints(run.checkpoints)[0] / "weights.safetensors")
     assert state.step == 2 and isinstance(state, State)
     assert all(torch.equal(saved[name], p) for name, p in setup.policy.trainable().items())
 
@@ -302,5 +308,5 @@ def test_a_starter_for_a_file_is_refused_before_a_run_begins(tmp_path):
         prompts_per_step=2,
     )
     with pytest.raises(UsageError, match="--model scratch"):
-        prepare("reward", config)
+        prepare_session("reward", config)
     assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ from toy import make_toy, toy_config
 
 from laurel.core.run import Run
 from laurel.core.sample import take
-from laurel.train.checkpoint import complete_first
+from laurel.train.checkpoint import finished_checkpoints
 from laurel.train.loop import train
 
 
@@ -147,7 +147,8 @@ def test_two_processes_leave_what_one_leaves(case, both):
             assert ours[name] == theirs[name], name
         assert ours["weight"] == pytest.approx(theirs["weight"], abs=1e-4)
     weights = [
-        load_file(complete_first(run.checkpoints)[0] / "weights.safetensors") for run in (one, two)
+        load_file(finished_checkpoints(run.checkpoints)[0] / "weights.safetensors")
+        for run in (one, two)
     ]
     for key in weights[0]:
         assert torch.allclose(weights[0][key], weights[1][key], atol=2e-5), key

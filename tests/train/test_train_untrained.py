@@ -20,7 +20,7 @@ from laurel.train import checks, loop
 from laurel.train.loop import train
 from laurel.train.options import resolve
 from laurel.train.session import State
-from laurel.train.setup import prepare
+from laurel.train.setup import prepare_session
 from laurel.weight.control import next_beta
 
 REWARDS = """
@@ -129,7 +129,7 @@ def test_a_step_with_nothing_to_train_moves_nothing(name, more, why, toy, tmp_pa
     options = options_of(
         toy, name, "sevens" if why == "cut" else "fails", max_resamples=1, **more, **masked
     )
-    setup, state = prepare(name, toy_config(toy, tmp_path, reward=None, **options))
+    setup, state = prepare_session(name, toy_config(toy, tmp_path, reward=None, **options))
     beta = state.beta
     means, names = moved(setup, state)
     assert (
@@ -143,7 +143,7 @@ def test_a_step_with_nothing_to_train_moves_nothing(name, more, why, toy, tmp_pa
 
 
 def test_a_population_that_nobody_judged_stays(toy, tmp_path):
-    setup, state = prepare(
+    setup, state = prepare_session(
         "es", toy_config(toy, tmp_path, reward=None, **options_of(toy, "es", "fails"))
     )
     means, names = moved(setup, state)
@@ -154,7 +154,7 @@ def test_a_pair_with_one_judged_member_is_left_out(toy, tmp_path, monkeypatch):
     """The step is that of the population without it, with the noise of the pairs that remain."""
     steps = []
     for broken in (None, 1):
-        setup, state = prepare(
+        setup, state = prepare_session(
             "es",
             toy_config(toy, tmp_path / str(broken), reward=None, **options_of(toy, "es", "sevens")),
         )
@@ -187,7 +187,7 @@ def test_a_pair_with_one_judged_member_is_left_out(toy, tmp_path, monkeypatch):
 def test_a_discriminator_learns_where_the_policy_has_nothing_to(toy, tmp_path, monkeypatch):
     all_cut(monkeypatch)
     options = options_of(toy, "gail", "", mask_truncated_completions=True)
-    setup, state = prepare("gail", toy_config(toy, tmp_path, reward=None, **options))
+    setup, state = prepare_session("gail", toy_config(toy, tmp_path, reward=None, **options))
     means, names = moved(setup, state)
     assert names and all(name.startswith("discriminator.") for name in names)
     assert (
@@ -214,7 +214,7 @@ def test_a_step_with_one_row_left(name, more, toy, tmp_path):
     """Rewards failed on all samples but one: numbers, whatever is whitened, compared or
     controlled.
     """
-    setup, state = prepare(
+    setup, state = prepare_session(
         name, toy_config(toy, tmp_path, reward=None, **options_of(toy, name, "first", **more))
     )
     means, _ = moved(setup, state)
@@ -227,7 +227,7 @@ def test_no_opinion_after_opinions_is_a_step_of_nothing(toy, tmp_path):
     """Rewards that have judged before may abstain for a step; rewards that never judged are an
     error that names them.
     """
-    setup, state = prepare(
+    setup, state = prepare_session(
         "grpo", toy_config(toy, tmp_path, reward=None, **options_of(toy, "grpo", "silent", **KL))
     )
     setup.scored = True
@@ -252,7 +252,7 @@ def test_beta_follows_the_rows_that_count(toy, tmp_path):
         beta=0.1,
         mask_truncated_completions=True,
     )
-    setup, state = prepare("ppo", toy_config(toy, tmp_path, reward=None, **options))
+    setup, state = prepare_session("ppo", toy_config(toy, tmp_path, reward=None, **options))
     groups = loop.collect(setup, state, Sums())
     finishes = itertools.cycle(("length", "eos", "length", "eos"))
     groups = [
@@ -345,7 +345,7 @@ def test_metrics_are_those_of_every_sample(more, toy, tmp_path):
     options = options_of(
         toy, "grpo", "first" if not more else "digit", num_generations=4, reference="start", **more
     )
-    setup, state = prepare("grpo", toy_config(toy, tmp_path, reward=None, **options))
+    setup, state = prepare_session("grpo", toy_config(toy, tmp_path, reward=None, **options))
     with torch.no_grad():  # away from the reference, so that KL has something to measure
         for n, p in enumerate(setup.policy.trainable().values()):
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(n)))
@@ -369,7 +369,7 @@ def test_what_is_left_out_is_measured_where_metrics_are_written(toy, tmp_path, m
     rows is not reported at all.
     """
     options = options_of(toy, "grpo", "first", max_steps=3, logging_steps=2, num_generations=4)
-    setup, state = prepare("grpo", toy_config(toy, tmp_path, reward=None, **options))
+    setup, state = prepare_session("grpo", toy_config(toy, tmp_path, reward=None, **options))
     asked, real = [], type(setup.policy).logp
     monkeypatch.setattr(
         type(setup.policy),
@@ -419,9 +419,9 @@ def test_bounds_narrower_than_rounding_are_named(toy, tmp_path):
     """
     for dtype, warned in (("float32", False), ("bfloat16", True)):
         config = toy_config(toy, tmp_path / dtype, dtype=dtype, max_steps=1, num_generations=2)
-        setup, _ = prepare("gspo", config)
+        setup, _ = prepare_session("gspo", config)
         said = []
-        checks.before(setup, 0, type("", (), {"say": staticmethod(said.append)}))
+        checks.show_and_check_start(setup, 0, type("", (), {"say": staticmethod(said.append)}))
         assert any("clipping silences" in line and "bfloat16" in line for line in said) == warned, (
             said
         )
