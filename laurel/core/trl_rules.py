@@ -160,7 +160,7 @@ def to_sampling_steps(steps: Any, ask: Request) -> Any:
 
 
 def translate_max_steps(value: Any, ask: Request) -> dict[str, Any]:
-    """max_steps: see `of_samples`; -1 leaves it to the epochs."""
+    """max_steps: see `to_sampling_steps`; -1 leaves it to the epochs."""
     return {"max_steps": to_sampling_steps(value, ask)}
 
 

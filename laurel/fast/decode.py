@@ -43,7 +43,7 @@ def uniform_numbers(seeds: Sequence[int], count: int) -> np.ndarray:
 
 
 WORDS = 256
-"""The number of probabilities in a block of `inverse`."""
+"""The number of probabilities in a block of `inverse_cdf`."""
 
 
 def sample_tokens(

@@ -90,7 +90,7 @@ def push_true(stack: list[bool]) -> Generator[None]:
 
 
 def skip_calls() -> AbstractContextManager[None]:
-    """A block in which `call` does nothing: for tensors that have shapes and no memory."""
+    """A block in which `call_kernel` does nothing: for tensors that have shapes and no memory."""
     return push_true(SKIPPING)
 
 

@@ -21,7 +21,7 @@ STEPS = {torch.float64: 8.0, torch.float32: 8.0, torch.bfloat16: 0.5, torch.floa
 size of the numbers. Half precision accumulates in float32.
 """
 USUAL, WORST = 4.0, 16.0
-"""Bounds of a check, as multiples of `slack`: for 99 of 100 distances, and for every one."""
+"""Bounds of a check, in units of `rounding_tolerance`: for 99 of 100 distances and for all."""
 
 
 def rounding_tolerance(dtype: torch.dtype, size: float) -> float:

@@ -167,7 +167,7 @@ apply_attended = as_function(PackedAttention)
 
 
 def can_attend(q: Tensor, cap: float | None, dropout: float) -> bool:
-    """Does `Attended` compute this attention?"""
+    """Does `PackedAttention` compute this attention?"""
     return (
         q.dtype == torch.float32
         and q.shape[2] % 16 == 0
@@ -178,7 +178,7 @@ def can_attend(q: Tensor, cap: float | None, dropout: float) -> bool:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
-    """See `Rotated`; sign -1 turns back."""
+    """See `RotaryFunction`; sign -1 turns back."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if has_kernel_dtype(x) and cos.dtype == torch.float32:
         angles = cos.contiguous(), sin.contiguous()
@@ -285,7 +285,7 @@ class Layout:
 
     place_NL: the index of a row's token among them (padding: any). calls: what attention computes
     where no kernel does; back_M: the index of a packed token among the outputs of all calls, one
-    after the other. jobs, groups: the same for the kernel, see `Attended`.
+    after the other. jobs, groups: the same for the kernel, see `PackedAttention`.
     """
 
     ids_M: Tensor
@@ -345,7 +345,7 @@ def hidden_states(
     """Last hidden states [N, L, D] of rows padded on the right; of padding, any finite number.
 
     Rows of one group that start with the same `start_N` tokens share them: they are encoded once. A
-    body that `packs` does not know is called as it is, on padded rows.
+    body that `can_encode` does not know is called as it is, on padded rows.
     """
     if not can_encode(body):
         mask = None if bool(attention_NL.all()) else attention_NL.long()
@@ -531,7 +531,7 @@ def shared_outputs(
 def shared_jobs(
     attention_NL: Tensor, start_N: Tensor, place_NL: Tensor, lead_N: Tensor, lead_P: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same two calls as jobs and groups of `Attended`: a prompt's jobs are adjacent."""
+    """The same two calls as jobs and groups of `PackedAttention`: a prompt's jobs are adjacent."""
     width = attention_NL.shape[1]
     first_N = place_NL[:, 0]
     # a row without an answer has no token at `start`: its job is of no token

@@ -151,7 +151,7 @@ def template_losses(
     tools: Tools,
     tools_needed: bool,
 ) -> TemplateLosses:
-    """What the template leaves out of a form of the conversation, by its number in `forms`."""
+    """What the template leaves out of a form of the conversation (`conversation_forms`)."""
     form = conversation_forms(conversation)[number]
     text = render(tokenizer, form, tools=tools)
     pieces, marked = with_marks(conversation)

@@ -137,8 +137,8 @@ def labelled(
     w is the row's `weight` (1). The second sample is another row's answer to this row's prompt: it
     measures how far the policy is from the reference where nobody judged, KTO's reference point.
 
-    others: the rows whose answers they are, one per row (see `partners`); None: each is the next
-    row's; (): nobody's, the group is the row alone.
+    others: the rows whose answers they are, one per row (see `mismatched_rows`); None: each is the
+    next row's; (): nobody's, the group is the row alone.
     """
     if others is None:
         others = mismatched_rows(rows, rows)

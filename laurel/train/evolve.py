@@ -107,7 +107,7 @@ def move_parameters(
 def noise_of(
     pairs: Sequence[int], seed: int, step: int, tensor: int, like: Tensor, k: int
 ) -> Tensor:
-    """`noise` of the k-th of some pairs."""
+    """`parameter_noise` of the k-th of some pairs."""
     return parameter_noise(seed, step, tensor, like, pairs[k])
 
 

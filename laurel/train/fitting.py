@@ -102,7 +102,7 @@ def select_fitting_rows(
 
     It is an error if nothing is left. Rows that the chat template refuses, or of which it leaves
     out what would be trained on, are an error that names them. The configuration's limits are those
-    that the model has positions for (see `bounded`).
+    that the model has positions for (see `with_position_limits`).
     """
     where = where or config.dataset
     tally, kept = RowTally(len(rows)), list[Row]()

@@ -29,7 +29,7 @@ def join_float32(weight: Tensor, rest: Tensor) -> Tensor:
 
 
 def split_float32(master: Tensor) -> tuple[Tensor, Tensor]:
-    """A float32 number as the nearest bfloat16 and the rest: `joined` gives it back, bit by bit."""
+    """A float32 number as the nearest bfloat16 and the rest (`join_float32` gives it back)."""
     bits = master.view(torch.int32)
     upper = (bits + 0x8000).bitwise_right_shift_(16)
     rest = bits - (upper << 16)

@@ -209,9 +209,11 @@ def count_sampling(
     rows, wide = len(every), sum(prompts) // len(prompts)
     a_pair = 2.0 * body.heads * body.head_dim
     read_prompts(work, body, prompts)
-    for ended, (before, length) in enumerate(zip([1, *every], every, strict=False)):
-        new = (rows - ended) * (length - before)  # what a row says last is never read
-        work.pass_through(body, new, new, learns=False, at_once=rows - ended)
+    open_rows = rows
+    for before, length in zip([1, *every], every, strict=False):
+        new = open_rows * (length - before)  # what a row says last is never read
+        work.pass_through(body, new, new, learns=False, at_once=open_rows)
+        open_rows -= 1
     each = [
         (prompt, length - 1) for prompt, row in zip(prompts, lengths, strict=True) for length in row
     ]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from laurel.verify.expected_gradients import critic
+from laurel.verify.expected_gradients import check_critic
 from laurel.verify.finding import Finding, precision
-from laurel.verify.hindsight import relabelled
+from laurel.verify.hindsight import check_relabelled
 from laurel.verify.identities import identities
 from laurel.verify.ilql import logged_steps, logged_truths
 from laurel.verify.imitation import discriminator_rewards, whole_steps
@@ -18,8 +18,8 @@ from laurel.verify.mistakes_loop import LOOP
 from laurel.verify.mistakes_pairs import COMPARISONS
 from laurel.verify.mistakes_shapes import SHAPES
 from laurel.verify.mistakes_step import OBJECTIVES, WEIGHTS
-from laurel.verify.mutants import Mutant, broken, outcome
-from laurel.verify.pairs import graded
+from laurel.verify.mutants import Mutant, outcome, plant_mistake
+from laurel.verify.pairs import at_temperature_one
 from laurel.verify.sampled import samplers, transformer
 from laurel.verify.scores import no_step_is_wrong
 from laurel.verify.shapes import shapes
@@ -40,13 +40,13 @@ CHECKS: dict[str, Callable[[str], Iterator[Finding]]] = {
     "steps": lambda method: single_steps(batches=2, only=method),
     "invariances": lambda method: invariances(only=method),
     "identities": lambda _: identities(),
-    "critic": lambda _: critic(make_world(3, 2, seed=3, binary=True)),
-    "process": lambda _: no_step_is_wrong(graded(make_world(3, 2, seed=40))),
+    "critic": lambda _: check_critic(make_world(3, 2, seed=3, binary=True)),
+    "process": lambda _: no_step_is_wrong(at_temperature_one(make_world(3, 2, seed=40))),
     "told": lambda _: discriminator_rewards(),
     "whole steps": lambda _: whole_steps(),
     "logged steps": lambda _: logged_steps(batches=2),
     "logged truths": lambda _: logged_truths(),
-    "relabelled": lambda _: relabelled(),
+    "relabelled": lambda _: check_relabelled(),
     "shapes": lambda _: shapes(),
     "samplers": lambda _: samplers(draws=8_000),
     "transformer": lambda _: transformer(),
@@ -65,5 +65,5 @@ def run_finding(check: str, finding: str) -> str:
 
 def is_caught(mutant: Mutant) -> bool:
     """Does the finding that the mutant names fail while the mistake is there?"""
-    with broken(mutant):
+    with plant_mistake(mutant):
         return run_finding(mutant.check, mutant.finding) == "fails"

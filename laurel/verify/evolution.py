@@ -22,14 +22,14 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Group
 from laurel.train.evolve import evolve
 from laurel.train.session import Session, State
-from laurel.verify.finding import Finding, same, sampled
+from laurel.verify.finding import Finding, compare_equal, compare_sampled_mean
 from laurel.verify.world import Recorder, World, as_groups, make_world, setup_of
 
 NAME, SEED = "es", 5
 Reward = Callable[[Tensor], Tensor]
 
 
-def value(world: World, logits_XSV: Tensor) -> Tensor:
+def expected_reward(world: World, logits_XSV: Tensor) -> Tensor:
     """E[R] of every prompt: [..., S, V] -> [...]."""
     return (world.language.logp(logits_XSV / world.temperature).exp() * world.reward).sum(1)
 
@@ -44,12 +44,12 @@ def population(world: World, **options: Any) -> Session:
     return setup_of(NAME, policy, None, Recorder([]), seed=SEED, **{"sigma": 0.5} | options)
 
 
-def table(setup: Session) -> Tensor:
+def parameter_table(setup: Session) -> Tensor:
     """The parameters as they are now, as one table: [X, S, V] float64."""
     return torch.stack([p.detach().double() for p in setup.policy.trainable().values()])
 
 
-def answers(world: World, setup: Session, reward: Reward) -> Callable[[], list[Group]]:
+def answer_groups(world: World, setup: Session, reward: Reward) -> Callable[[], list[Group]]:
     """What the loop calls to evaluate a member: one group per prompt.
 
     Its reward is `reward` of the parameters as they then are.
@@ -64,7 +64,7 @@ def answers(world: World, setup: Session, reward: Reward) -> Callable[[], list[G
     def answer() -> list[Group]:
         return [
             replace(g, rewards=(r,))
-            for g, r in zip(groups, reward(table(setup)).tolist(), strict=True)
+            for g, r in zip(groups, reward(parameter_table(setup)).tolist(), strict=True)
         ]
 
     return answer
@@ -73,14 +73,14 @@ def answers(world: World, setup: Session, reward: Reward) -> Callable[[], list[G
 def step_of(world: World, *, step: int = 0, reward: Reward | None = None, **options: Any) -> Tensor:
     """Where one step of the loop takes the parameters: [X, S, V]."""
     setup = population(world, **options)
-    before = table(setup)
+    before = parameter_table(setup)
     evolve(
         setup,
         State(step=step),
-        answers(world, setup, reward or (lambda logits: value(world, logits))),
+        answer_groups(world, setup, reward or (lambda logits: expected_reward(world, logits))),
         Sums(),
     )
-    return table(setup) - before
+    return parameter_table(setup) - before
 
 
 def one_step(world: World, options: dict[str, Any], quantity: str, batches: int) -> Finding:
@@ -93,28 +93,28 @@ def one_step(world: World, options: dict[str, Any], quantity: str, batches: int)
     theirs: list[Tensor] = []
 
     def rounded(logits: Tensor) -> Tensor:
-        return (value(world, logits) * 4).round() / 4
+        return (expected_reward(world, logits) * 4).round() / 4
 
     for step in range(batches):
         own = {"sigma": 0.5, "learning_rate": 1.0, "shape_returns": "ranks"} | options
         ours.append(step_of(world, step=step, reward=rounded, population=members, **own))
         # the members of a pair have the same noise, up and down
-        eps = [plain_noises(step, m // 2, world.logits) * (-1) ** m for m in range(members)]
+        eps = [recomputed_noises(step, m // 2, world.logits) * (-1) ** m for m in range(members)]
         rewards = [fmean(rounded(world.logits + own["sigma"] * e).tolist()) for e in eps]
         total = torch.zeros_like(world.logits)
         for weight, e in zip(PLAIN[own["shape_returns"]](rewards), eps, strict=True):
             total = total + weight * e
         theirs.append(total * own["learning_rate"] / (members * own["sigma"]))
-    return same(NAME, quantity, torch.stack(ours), torch.stack(theirs))
+    return compare_equal(NAME, quantity, torch.stack(ours), torch.stack(theirs))
 
 
-def plain_noises(step: int, pair: int, logits_XSV: Tensor) -> Tensor:
+def recomputed_noises(step: int, pair: int, logits_XSV: Tensor) -> Tensor:
     """What the pair adds to every tensor of a policy: [X, S, V]."""
     tensors = range(len(logits_XSV))
-    return torch.stack([plain_noise(step, x, pair, logits_XSV[x]) for x in tensors])
+    return torch.stack([recomputed_noise(step, x, pair, logits_XSV[x]) for x in tensors])
 
 
-def plain_noise(step: int, tensor: int, pair: int, like: Tensor) -> Tensor:
+def recomputed_noise(step: int, tensor: int, pair: int, like: Tensor) -> Tensor:
     """What the pair adds to the tensor: normal numbers.
 
     Their seed is the hash of run, tensor, pair and step.
@@ -124,7 +124,7 @@ def plain_noise(step: int, tensor: int, pair: int, like: Tensor) -> Tensor:
     return torch.randn(like.shape, generator=stream, dtype=torch.get_default_dtype()).double()
 
 
-def plain_ranks(rewards: Sequence[float]) -> list[float]:
+def recomputed_ranks(rewards: Sequence[float]) -> list[float]:
     """The place in the order, worst first, between -1/2 and 1/2.
 
     Equal ones share the mean of their places.
@@ -137,7 +137,7 @@ def plain_ranks(rewards: Sequence[float]) -> list[float]:
     return out
 
 
-def plain_scores(rewards: Sequence[float]) -> list[float]:
+def recomputed_z_scores(rewards: Sequence[float]) -> list[float]:
     """How many standard deviations above the mean."""
     mean = fmean(rewards)
     spread = stdev(rewards)
@@ -145,8 +145,8 @@ def plain_scores(rewards: Sequence[float]) -> list[float]:
 
 
 PLAIN: dict[str, Callable[[Sequence[float]], list[float]]] = {
-    "ranks": plain_ranks,
-    "zscore": plain_scores,
+    "ranks": recomputed_ranks,
+    "zscore": recomputed_z_scores,
     "raw": list,
 }
 
@@ -164,7 +164,7 @@ def quadrature(sigma: float, cells: int, nodes: int = 12) -> tuple[Tensor, Tenso
     return sigma * points_KC, weight_KC.prod(1)
 
 
-def truth(world: World, sigma: float) -> tuple[Tensor, float]:
+def smoothed_gradient(world: World, sigma: float) -> tuple[Tensor, float]:
     """The gradient of J smoothed by N(0, sigma^2), [X, S, V], and the deviation of J.
 
     It is the standard deviation over the population.
@@ -183,7 +183,7 @@ def truth(world: World, sigma: float) -> tuple[Tensor, float]:
     return torch.stack(grad), variance**0.5
 
 
-def smoothed() -> Iterator[Finding]:
+def check_smoothed_gradient() -> Iterator[Finding]:
     """K1 to K4: on average the step is the smoothed gradient, and nears grad J as sigma^2.
 
     Every tensor is perturbed by itself.
@@ -192,7 +192,7 @@ def smoothed() -> Iterator[Finding]:
     sigma = 0.7
     members = 8
     steps = 160
-    grad, _ = truth(world, sigma)
+    grad, _ = smoothed_gradient(world, sigma)
     apart = torch.stack([grad[0] / grad[0].norm(), -grad[1] / grad[1].norm()]) / 2**0.5
     found = [
         step_of(world, step=s, population=members, sigma=sigma, shape_returns="raw")
@@ -201,20 +201,22 @@ def smoothed() -> Iterator[Finding]:
     for says, along in (("along it", grad / grad.norm()), ("one tensor against the other", apart)):
         each = torch.stack([(f * along).sum() for f in found])
         quantity = f"mean step, sigma {sigma}: the smoothed gradient, {says}"
-        yield sampled(NAME, quantity, each, float((grad * along).sum()), samples=steps * members)
-    yield from z_scores(world)
-    yield from exactly(world)
+        yield compare_sampled_mean(
+            NAME, quantity, each, float((grad * along).sum()), samples=steps * members
+        )
+    yield from check_z_scores(world)
+    yield from check_z_scores_exactly(world)
 
 
-def z_scores(world: World) -> Iterator[Finding]:
+def check_z_scores(world: World) -> Iterator[Finding]:
     """The mean step of a large population with z-scores."""
-    few, spread = truth(world, 0.05)
+    few, spread = smoothed_gradient(world, 0.05)
     scored = [
         step_of(world, step=s, population=100, sigma=0.05, shape_returns="zscore")
         for s in range(10)
     ]
     each = torch.stack([(f * few).sum() / few.norm() for f in scored])
-    yield sampled(
+    yield compare_sampled_mean(
         NAME,
         "z-scores: grad / std(R) of a large population",
         each,
@@ -223,7 +225,7 @@ def z_scores(world: World) -> Iterator[Finding]:
     )
 
 
-def exactly(world: World) -> Iterator[Finding]:
+def check_z_scores_exactly(world: World) -> Iterator[Finding]:
     """What holds in every single step: z-scores are raw weights over their spread.
 
     Weights come back; the error is O(sigma^2).
@@ -232,30 +234,35 @@ def exactly(world: World) -> Iterator[Finding]:
     raw = step_of(world, shape_returns="raw", **own)
     seen: list[Tensor] = []
     setup = population(world, shape_returns="zscore", **own)
-    start = table(setup)
-    ask = answers(world, setup, lambda logits: value(world, logits))
+    start = parameter_table(setup)
+    ask = answer_groups(world, setup, lambda logits: expected_reward(world, logits))
 
     def recorded() -> list[Group]:
-        seen.append(table(setup))
+        seen.append(parameter_table(setup))
         return ask()
 
     evolve(setup, State(), recorded, Sums())
-    rewards = torch.stack([value(world, logits).mean() for logits in seen])
-    yield same(
+    rewards = torch.stack([expected_reward(world, logits).mean() for logits in seen])
+    yield compare_equal(
         NAME,
         "z-scores: the raw step over the members' std",
-        (table(setup) - start) * rewards.std(),
+        (parameter_table(setup) - start) * rewards.std(),
         raw,
     )
-    yield same(
+    yield compare_equal(
         NAME, "the two members of a pair lie around the parameters", (seen[0] + seen[1]) / 2, start
     )
     setup = population(world, learning_rate=1e-300, shape_returns="raw", **own)
-    evolve(setup, State(), answers(world, setup, lambda logits: value(world, logits)), Sums())
-    yield same(
+    evolve(
+        setup,
+        State(),
+        answer_groups(world, setup, lambda logits: expected_reward(world, logits)),
+        Sums(),
+    )
+    yield compare_equal(
         NAME,
         "after the members the weights are what they were, bit by bit",
-        table(setup),
+        parameter_table(setup),
         start,
         limit=1e-300,
     )
@@ -289,15 +296,15 @@ def error_of_sigma(world: World) -> Iterator[Finding]:
     )
 
 
-def summit() -> Iterator[Finding]:
+def check_ends_at_best() -> Iterator[Finding]:
     """R10: ranks lead to the best answers. Where all answers are equally good, nothing moves."""
     world = make_world(3, 2, X=2, seed=22)
     setup = population(world, population=20, sigma=0.3, learning_rate=0.3)
     state = State()
-    ask = answers(world, setup, lambda logits: value(world, logits))
+    ask = answer_groups(world, setup, lambda logits: expected_reward(world, logits))
     for _ in range(120):
         evolve(setup, state, ask, Sums())
-    reached = value(world, table(setup)).mean()
+    reached = expected_reward(world, parameter_table(setup)).mean()
     best = world.reward.amax(1).mean()
     low = world.reward.amin(1).mean()
     share = float((reached - low) / (best - low))
@@ -316,10 +323,10 @@ def summit() -> Iterator[Finding]:
             population=20,
             reward=lambda logits: torch.full((len(logits),), 0.3).double(),
         )
-        yield same(NAME, f"equal rewards: nothing moves, {how}", moved, moved * 0)
+        yield compare_equal(NAME, f"equal rewards: nothing moves, {how}", moved, moved * 0)
 
 
-def unmoved() -> Iterator[Finding]:
+def check_constant_added() -> Iterator[Finding]:
     """What must not matter: a constant added to rewards.
 
     Neither does an increasing function of them with ranks, or their scale with z-scores.
@@ -331,7 +338,7 @@ def unmoved() -> Iterator[Finding]:
             world,
             shape_returns=how,
             population=10,
-            reward=lambda logits: change(value(world, logits).mean().expand(3)),
+            reward=lambda logits: change(expected_reward(world, logits).mean().expand(3)),
         )
 
     for how, changes in {
@@ -340,7 +347,7 @@ def unmoved() -> Iterator[Finding]:
         "raw": {"5 added to R": lambda r: r + 5},
     }.items():
         for says, change in changes.items():
-            yield same(
+            yield compare_equal(
                 NAME,
                 f"{how}: {says}" if "added" in says else f"{how}: {says} for R",
                 step(how, change),

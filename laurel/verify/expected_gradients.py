@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from laurel.core.sample import Group
-from laurel.verify.finding import Finding, apart, same
+from laurel.verify.finding import Finding, compare_different, compare_equal
 from laurel.verify.language import best_of_n
 from laurel.verify.world import (
     World,
     as_groups,
     ascent_of,
-    build,
+    build_session,
     every_group,
     expected_gradient,
     gradient,
@@ -45,11 +45,11 @@ def expected_gradients() -> Iterator[Finding]:
     drift = torch.randn(
         world.logits.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64
     )
-    yield from unbiased(world)
-    yield from regularised(world, 0.3 * drift)
-    yield from weighted(binary)
-    yield from selections(world, binary)
-    yield from off_policy(world, bandit, drift)
+    yield from check_unbiased(world)
+    yield from check_kl_regularised(world, 0.3 * drift)
+    yield from check_group_weights(binary)
+    yield from check_selections(world, binary)
+    yield from check_off_policy(world, bandit, drift)
 
 
 def ascent(world: World, weight_XN: Tensor) -> Tensor:
@@ -57,37 +57,41 @@ def ascent(world: World, weight_XN: Tensor) -> Tensor:
     return world.language.ascent(world.pi, weight_XN) / world.temperature / len(world.logits)
 
 
-def unbiased(world: World) -> Iterator[Finding]:
+def check_unbiased(world: World) -> Iterator[Finding]:
     """Rows whose expected gradient is grad J, or a known multiple of it."""
     grad = ascent(world, world.reward)
     H = world.language.H
-    yield same("reinforce", "E[gradient] = grad J", expected_gradient(world, "reinforce", 1), grad)
+    yield compare_equal(
+        "reinforce", "E[gradient] = grad J", expected_gradient(world, "reinforce", 1), grad
+    )
     for b in (0.0, 0.4, -5.0):
         found = expected_gradient(world, "reinforce_baseline", 1, running_mean=b)
-        yield same("reinforce_baseline", f"E[gradient] = grad J, baseline {b:g}", found, grad)
-    yield same(
+        yield compare_equal(
+            "reinforce_baseline", f"E[gradient] = grad J, baseline {b:g}", found, grad
+        )
+    yield compare_equal(
         "reinforce_baseline",
         "baseline=batch of n = 2: grad J/2",
-        one_batch(world, "reinforce_baseline", 2, baseline="batch"),
+        expected_batch_gradient(world, "reinforce_baseline", 2, baseline="batch"),
         grad / 2,
     )
     for G in (2, 3):
-        yield same(
+        yield compare_equal(
             "rloo", f"E[gradient] = grad J, G = {G}", expected_gradient(world, "rloo", G), grad
         )
-        yield same(
+        yield compare_equal(
             "dr_grpo",
             f"(G-1)/(G H) grad J, G = {G}",
             expected_gradient(world, "dr_grpo", G),
             grad * (G - 1) / G / H,
         )
         centred = expected_gradient(world, "cispo", G, scale_rewards="none", **PER_ROW)
-        yield same(
+        yield compare_equal(
             "cispo", f"unscaled, summed: (G-1)/G grad J, G = {G}", centred, grad * (G - 1) / G
         )
 
 
-def regularised(world: World, drift: Tensor) -> Iterator[Finding]:
+def check_kl_regularised(world: World, drift: Tensor) -> Iterator[Finding]:
     """KL in the reward, and in the loss, where the states are held fixed.
 
     In the reward it gives the gradient of the sequence's KL, in the loss that of each state's.
@@ -97,7 +101,7 @@ def regularised(world: World, drift: Tensor) -> Iterator[Finding]:
     d_XN = world.language.logp(world.pi) - world.language.logp(world.pi_ref)
     full = ascent(world, world.reward - beta * d_XN)
     for name, G in (("reinforce", 1), ("reinforce_baseline", 1), ("rloo", 2)):
-        yield same(
+        yield compare_equal(
             name,
             "k1 in the reward: grad(J - beta KL)",
             expected_gradient(world, name, G, beta=beta),
@@ -108,13 +112,13 @@ def regularised(world: World, drift: Tensor) -> Iterator[Finding]:
     scores = world.language.token_scores(world.pi)
     frozen = torch.einsum("xn,xnt,xntsv->xsv", p_XN, token_d, scores)
     frozen = frozen / world.temperature / len(world.logits)
-    yield apart(
+    yield compare_different(
         "all rows", "per-state KL gradient is not the sequence's", frozen, ascent(world, d_XN)
     )
     grad = ascent(world, world.reward) / 2 / H
     for estimator in ("k2", "k3", "exact"):
         found = expected_gradient(world, "dr_grpo", 2, beta=beta, kl_estimator=estimator)
-        yield same(
+        yield compare_equal(
             "dr_grpo",
             f"{estimator} in the loss: grad J/2H - beta E_s grad KL_s/H",
             found,
@@ -136,12 +140,14 @@ def kl_one_step_off(
     ratio = (world.language.token_logp(world.pi) - old_logp).exp()
     per_token = torch.einsum("xn,xnt,xntsv->xsv", old_XN, ratio * token_d, scores)
     per_token = per_token / world.temperature / len(world.logits)
-    yield same("all rows", "E_old[ratio d grad log pi] = E_old,s grad KL_s", per_token, exact)
+    yield compare_equal(
+        "all rows", "E_old[ratio d grad log pi] = E_old,s grad KL_s", per_token, exact
+    )
     for estimator in ("k2", "k3", "exact"):
         found = expected_gradient(
             kl_only, "dr_grpo", 2, old=before, beta=beta, kl_estimator=estimator
         )
-        yield same(
+        yield compare_equal(
             "dr_grpo",
             f"{estimator} one step off: states of old, KL of now",
             found,
@@ -156,15 +162,15 @@ def state_kl_gradient(world: World) -> Tensor:
     return p * (d - (p * d).sum(2, keepdim=True)) / world.temperature
 
 
-def weighted(world: World) -> Iterator[Finding]:
+def check_group_weights(world: World) -> Iterator[Finding]:
     """Dividing by the group's spread weights prompts by c_G(p), by |y| completions by 1/|y|."""
-    p_X = bernoulli(world)
+    p_X = chance_of_right(world)
     for G in (2, 3):
         c_X = torch.tensor([group_weight(float(p), G) for p in p_X], dtype=torch.float64)
         grad_p = ascent(world, world.reward)
         for name in ("grpo", "cispo"):
             found = expected_gradient(world, name, G, scale_rewards="group", **PER_ROW)
-            yield same(
+            yield compare_equal(
                 name,
                 f"right or wrong, summed: c_G(p) grad p, G = {G}",
                 found,
@@ -174,18 +180,18 @@ def weighted(world: World) -> Iterator[Finding]:
             world, "dapo", G, only_informative=True, mask_truncated_completions=False, **PER_ROW
         )
         some_X = 1 - p_X**G - (1 - p_X) ** G
-        yield same(
+        yield compare_equal(
             "dapo",
             f"informative groups only: c_G(p)/(1-p^G-(1-p)^G) grad p, G = {G}",
             found,
             grad_p * (c_X / some_X)[:, None, None],
         )
-        yield from as_shipped(world, p_X, G, grad_p)
+        yield from check_default_options(world, p_X, G, grad_p)
     yield from one_whitened_prompt()
-    yield from critic(world)
+    yield from check_critic(world)
 
 
-def as_shipped(world: World, p_X: Tensor, G: int, grad_p: Tensor) -> Iterator[Finding]:
+def check_default_options(world: World, p_X: Tensor, G: int, grad_p: Tensor) -> Iterator[Finding]:
     """With the means over tokens and the group spreads that rows ship with."""
     inside_XN = torch.stack(
         [mean_advantage(float(p), G, reward) for p, reward in zip(p_X, world.reward, strict=True)]
@@ -193,20 +199,20 @@ def as_shipped(world: World, p_X: Tensor, G: int, grad_p: Tensor) -> Iterator[Fi
     per_length = ascent(world, inside_XN / world.language.length_N.double())
     for name in ("grpo", "gspo"):
         found = expected_gradient(world, name, G)
-        yield same(
+        yield compare_equal(
             name, f"as shipped: each completion times E[A|y]/|y|, G = {G}", found, per_length
         )
-        yield apart(
+        yield compare_different(
             name,
             f"as shipped, not along grad J: cosine {cosine(found, grad_p):.4f}, G = {G}",
             found,
-            along(found, grad_p),
+            projection_onto(found, grad_p),
         )
 
 
 def one_whitened_prompt() -> Iterator[Finding]:
     """Rows that whiten over the batch, on one prompt of one token: c_n(p) grad p."""
-    c_X = torch.tensor([group_weight(float(p), 3, 1e-8) for p in bernoulli(BANDIT)])
+    c_X = torch.tensor([group_weight(float(p), 3, 1e-8) for p in chance_of_right(BANDIT)])
     # whitening adds 1e-8 to what in PPO-max is another deviation
     near = 1e-8 if torch.get_default_dtype() == torch.float64 else None
     for name, own, limit in (
@@ -214,12 +220,14 @@ def one_whitened_prompt() -> Iterator[Finding]:
         ("ppo", RAW, None),
         ("ppo_max", RAW, near),
     ):
-        found = one_batch(BANDIT, name, 3, **own)
+        found = expected_batch_gradient(BANDIT, name, 3, **own)
         truth = ascent(BANDIT, BANDIT.reward) * c_X[:, None, None]
-        yield same(name, "one prompt, n = 3, one token: c_n(p) grad p", found, truth, limit=limit)
+        yield compare_equal(
+            name, "one prompt, n = 3, one token: c_n(p) grad p", found, truth, limit=limit
+        )
 
 
-def critic(world: World) -> Iterator[Finding]:
+def check_critic(world: World) -> Iterator[Finding]:
     """PPO's critic with lambda = 1 is pulled to the value of the policy, and rests there.
 
     Each completion, weighted by its length, pulls V(s) to R; the mean is 0 at V of the policy.
@@ -235,8 +243,10 @@ def critic(world: World) -> Iterator[Finding]:
         total += often * critic_pull(world, world.ref, x, n)
         at_value += often * critic_pull(world, exact, x, n)
     pull = world.language.visits(world.pi) * (V - value_table(world.ref))
-    yield same("ppo", "the critic is pulled to V of the policy: visits (V - V_now)", total, pull)
-    yield same("ppo", "at V of the policy it rests", at_value, pull * 0)
+    yield compare_equal(
+        "ppo", "the critic is pulled to V of the policy: visits (V - V_now)", total, pull
+    )
+    yield compare_equal("ppo", "at V of the policy it rests", at_value, pull * 0)
     yield from cut_after_one(world)
 
 
@@ -264,12 +274,12 @@ def cut_after_one(world: World) -> Iterator[Finding]:
     first = world.pi.softmax(2)[:, 0]
     total = torch.zeros_like(V)
     for x, token in product(range(len(first)), range(world.language.V)):
-        setup = build(world, "ppo", world.logits, ref, **CUT)
+        setup = build_session(world, "ppo", world.logits, ref, **CUT)
         gradient(setup, [one_token_group(world, x, token)])
         total += float(first[x, token]) * ascent_of(setup)[1]
     pull = torch.zeros_like(V)
     pull[:, 0] = (V - value_table(ref))[:, 0]
-    yield same(
+    yield compare_equal(
         "ppo", "cut off after one token, bootstrapped: the critic is pulled to V", total, pull
     )
 
@@ -296,7 +306,7 @@ def one_token_group(world: World, x: int, token: int) -> Group:
 
 def critic_pull(world: World, ref: Tensor, x: int, n: int) -> Tensor:
     """[X, S] the slope of completion n of prompt x at the values of the critic read off ref."""
-    setup = build(
+    setup = build_session(
         world,
         "ppo",
         world.logits,
@@ -317,7 +327,7 @@ RAW: dict[str, Any] = {"beta": 0.0, "missing_eos_penalty": 0.0}
 BANDIT = make_world(4, 1, seed=6, binary=True)
 
 
-def bernoulli(world: World) -> Tensor:
+def chance_of_right(world: World) -> Tensor:
     """P(right) of each prompt."""
     return (world.language.logp(world.pi).exp() * world.reward).sum(1)
 
@@ -355,12 +365,12 @@ def _mean_advantage(own: float, p: float, G: int) -> float:
     return total
 
 
-def selections(world: World, binary: World) -> Iterator[Finding]:
+def check_selections(world: World, binary: World) -> Iterator[Finding]:
     """RAFT climbs the log-likelihood of its selection; SFT that of its data."""
     p_XN = world.language.logp(world.pi).exp()
     for G in (2, 3):
         chosen = best_of_n(p_XN, world.reward, G) / p_XN
-        yield same(
+        yield compare_equal(
             "raft",
             f"keep=best: E over best-of-{G} of grad log pi, /{G}",
             expected_gradient(world, "raft", G, **PER_ROW),
@@ -372,17 +382,17 @@ def selections(world: World, binary: World) -> Iterator[Finding]:
 
 def right_or_wrong(binary: World) -> Iterator[Finding]:
     """RAFT where rewards are 0 or 1."""
-    p_X = bernoulli(binary)
+    p_X = chance_of_right(binary)
     share_X = (1 - (1 - p_X) ** 3) / p_X - (1 - p_X) ** 2
     best = share_X[:, None, None] * ascent(binary, binary.reward) / 3
-    yield same(
+    yield compare_equal(
         "raft",
         "keep=best, right or wrong: ((1-(1-p)^3)/p - (1-p)^2)/3 grad p",
         expected_gradient(binary, "raft", 3, **PER_ROW),
         best,
     )
     found = expected_gradient(binary, "raft", 2, keep="above", bar=1.0, **PER_ROW)
-    yield same("raft", "keep=above: grad p", found, ascent(binary, binary.reward))
+    yield compare_equal("raft", "keep=above: grad p", found, ascent(binary, binary.reward))
 
 
 def supervised_data(world: World) -> Iterator[Finding]:
@@ -392,10 +402,10 @@ def supervised_data(world: World) -> Iterator[Finding]:
     for x, (n,) in data:
         share_XN[x, n] += 1 / len(data)
     table = world.logits / world.temperature
-    setup = build(world, "sft", table, world.ref, **PER_ROW)
+    setup = build_session(world, "sft", table, world.ref, **PER_ROW)
     groups = as_groups(world, data, rewards=[(1.0,)] * len(data), table=table, supervised=True)
     scores = world.language.token_scores(table).sum(2)
-    yield same(
+    yield compare_equal(
         "sft",
         "grad of -KL(data || pi)",
         gradient(setup, groups),
@@ -403,7 +413,7 @@ def supervised_data(world: World) -> Iterator[Finding]:
     )
 
 
-def off_policy(world: World, bandit: World, drift: Tensor) -> Iterator[Finding]:
+def check_off_policy(world: World, bandit: World, drift: Tensor) -> Iterator[Finding]:
     """One step off: what a ratio per token corrects.
 
     It is exact where a completion is one token, and right to first order elsewhere.
@@ -421,7 +431,7 @@ def off_policy(world: World, bandit: World, drift: Tensor) -> Iterator[Finding]:
         ("cispo", unscaled | uncapped | PER_ROW),
     ):
         found = expected_gradient(bandit, name, 2, old=before, **options)
-        yield same(
+        yield compare_equal(
             name, "one token, one step off, unclipped: grad J/2 of the policy now", found, grad / 2
         )
     for size in (0.1, 0.4):
@@ -432,7 +442,7 @@ def first_order(world: World, size: float, old: Tensor) -> Iterator[Finding]:
     """Completions of two tokens, one step off: with and without a ratio the gradient is biased."""
     truth = ascent(world, world.reward)
     found = expected_gradient(world, "dr_grpo", 2, old=old, **FREE) * 2 * world.language.H
-    yield apart(
+    yield compare_different(
         "dr_grpo",
         f"two tokens, drift {size:g}: token ratios are first order, cosine"
         f" {cosine(found, truth):.4f}",
@@ -441,7 +451,7 @@ def first_order(world: World, size: float, old: Tensor) -> Iterator[Finding]:
         least=1e-4,
     )
     none = expected_gradient(world, "rloo", 2, old=old)
-    yield apart(
+    yield compare_different(
         "rloo",
         f"two tokens, drift {size:g}: no ratio, cosine {cosine(none, truth):.4f}",
         none,
@@ -450,14 +460,14 @@ def first_order(world: World, size: float, old: Tensor) -> Iterator[Finding]:
     )
 
 
-def one_batch(world: World, name: str, n: int, **options: Any) -> Tensor:
+def expected_batch_gradient(world: World, name: str, n: int, **options: Any) -> Tensor:
     """E of the gradient where all n samples of a prompt make one batch.
 
     One call of the loop per group, for rows whose weights depend on the whole batch.
     """
     total = torch.zeros_like(world.logits)
     for (x, members), chance in every_group(world, n, world.language.logp(world.pi).exp()):
-        setup = build(world, name, world.logits, world.ref, num_generations=n, **options)
+        setup = build_session(world, name, world.logits, world.ref, num_generations=n, **options)
         rewards = [[float(world.reward[x, i]) for i in members]]
         total += chance * gradient(
             setup, as_groups(world, [(x, members)], rewards=rewards, table=world.logits)
@@ -472,6 +482,6 @@ def cosine(a: Tensor, b: Tensor) -> float:
     )
 
 
-def along(a: Tensor, b: Tensor) -> Tensor:
+def projection_onto(a: Tensor, b: Tensor) -> Tensor:
     """The part of a that points along b."""
     return (a * b).sum() / (b * b).sum() * b

@@ -35,7 +35,7 @@ class Finding:
         return self.error < self.limit
 
 
-def same(
+def compare_equal(
     method: str,
     quantity: str,
     measured: Tensor | float,
@@ -74,7 +74,7 @@ def _shown(value: Tensor) -> str:
     return f"{float(value):.6g}" if value.ndim == 0 else f"|{float(value.norm()):.6g}|"
 
 
-def apart(
+def compare_different(
     method: str,
     quantity: str,
     measured: Tensor | float,
@@ -86,7 +86,7 @@ def apart(
 
     Its error is least / distance.
     """
-    distance = same(method, quantity, measured, wrong)
+    distance = compare_equal(method, quantity, measured, wrong)
     ratio = least / distance.error if distance.error else float("inf")
     return Finding(
         method,
@@ -99,7 +99,7 @@ def apart(
     )
 
 
-def sampled(
+def compare_sampled_mean(
     method: str, quantity: str, values: Tensor, expected: float, *, samples: int, limit: float = 4.0
 ) -> Finding:
     """The mean of independent `values`, each a batch's, against its expectation: |z| below 4.

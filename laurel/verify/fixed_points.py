@@ -14,10 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laurel.verify.expected_gradients import PER_ROW, bernoulli, group_weight, one_batch
-from laurel.verify.finding import Finding, same
+from laurel.verify.expected_gradients import (
+    PER_ROW,
+    chance_of_right,
+    expected_batch_gradient,
+    group_weight,
+)
+from laurel.verify.finding import Finding, compare_equal
 from laurel.verify.language import best_of_n, optimum
-from laurel.verify.world import World, as_groups, build, expected_gradient, gradient, make_world
+from laurel.verify.world import (
+    World,
+    as_groups,
+    build_session,
+    expected_gradient,
+    gradient,
+    make_world,
+)
 
 BETA = 0.5
 STEP = 1.9
@@ -32,13 +44,13 @@ def fixed_points() -> Iterator[Finding]:
     """The fixed point of every row."""
     world, bandit = make_world(3, 2, seed=8), make_world(4, 1, X=1, seed=9, binary=True)
     yield from regularised_optimum(world)
-    yield from state_by_state(world)
-    yield from difficulty(bandit)
-    yield from all_right(bandit)
-    yield from imitation(world)
+    yield from check_kl_in_loss(world)
+    yield from check_difficulty_weights(bandit)
+    yield from check_binary_reward(bandit)
+    yield from check_imitation(world)
 
 
-def follow(world: World, update: Update, rate: float, steps: int) -> World:
+def follow_natural_ascent(world: World, update: Update, rate: float, steps: int) -> World:
     """Natural ascent, until nothing moves or the steps are used up.
 
     logits(s) += rate * (E[gradient of s] / (visits(s) p(. | s)))
@@ -71,10 +83,10 @@ def regularised_optimum(world: World) -> Iterator[Finding]:
         ("rloo", 2, 1e-9),
     ):
         # rloo: a group whose rewards differ by less than 1e-9 counts as one that teaches nothing
-        end = follow(
+        end = follow_natural_ascent(
             world, lambda w, name=name, G=G: expected_gradient(w, name, G, beta=BETA), STEP, 80
         )
-        yield same(
+        yield compare_equal(
             name, "ascent ends at ref exp(R/beta)/Z", probabilities(end), goal.exp(), limit=limit
         )
     at_goal = replace(world, logits=world.language.logits_of(goal.exp()) * world.temperature)
@@ -83,8 +95,10 @@ def regularised_optimum(world: World) -> Iterator[Finding]:
     yield from one_token_optimum()
     start = replace(at_goal, logits=at_goal.logits + 0.2 * (world.logits - at_goal.logits))
     for name in ("grpo", "gspo"):
-        end = follow(start, lambda w, name=name: expected_gradient(w, name, 2, **reward), 0.02, 1)
-        yield closer(
+        end = follow_natural_ascent(
+            start, lambda w, name=name: expected_gradient(w, name, 2, **reward), 0.02, 1
+        )
+        yield compare_kl_to_goal(
             name, "KL in the reward, near pi*: a step brings it closer", start, end, goal.exp()
         )
 
@@ -92,7 +106,7 @@ def regularised_optimum(world: World) -> Iterator[Finding]:
 def rests_at_optimum(world: World, at_goal: World, reward: dict[str, Any]) -> Iterator[Finding]:
     """Every row with KL in the reward rests at pi*."""
     for name in ("rloo", "grpo", "dr_grpo", "gspo"):
-        yield same(
+        yield compare_equal(
             name,
             "KL in the reward: at pi* nothing moves",
             expected_gradient(at_goal, name, 2, **reward),
@@ -100,7 +114,7 @@ def rests_at_optimum(world: World, at_goal: World, reward: dict[str, Any]) -> It
         )
     for name, own in (("dapo", UNMASKED), ("cispo", {})):
         found = expected_gradient(at_goal, name, 2, **reward, **PER_ROW, **own)
-        yield same(name, "KL in the reward: at pi* nothing moves", found, world.logits * 0)
+        yield compare_equal(name, "KL in the reward: at pi* nothing moves", found, world.logits * 0)
 
 
 def one_token_optimum() -> Iterator[Finding]:
@@ -111,13 +125,15 @@ def one_token_optimum() -> Iterator[Finding]:
         one_token, logits=one_token.language.logits_of(goal_1.exp()) * one_token.temperature
     )
     for name, own in (("reinforce_pp", {}), ("ppo", UNPENALISED), ("ppo_max", PLAIN_SCORES)):
-        found = one_batch(settled, name, 2, beta=BETA, **own)
-        yield same(
+        found = expected_batch_gradient(settled, name, 2, beta=BETA, **own)
+        yield compare_equal(
             name, "KL in the reward, one token: at pi* nothing moves", found, settled.logits * 0
         )
 
 
-def closer(method: str, quantity: str, start: World, end: World, goal: Tensor) -> Finding:
+def compare_kl_to_goal(
+    method: str, quantity: str, start: World, end: World, goal: Tensor
+) -> Finding:
     """KL(pi || goal), summed over prompts, has to fall: the error is its ratio, after to before."""
 
     def distance(world: World) -> float:
@@ -129,7 +145,7 @@ def closer(method: str, quantity: str, start: World, end: World, goal: Tensor) -
     return Finding(method, quantity, f"< {before:.6g}", f"{after:.6g}", after / before, 1.0)
 
 
-def state_by_state(world: World) -> Iterator[Finding]:
+def check_kl_in_loss(world: World) -> Iterator[Finding]:
     """KL in the loss is a penalty of each state by itself.
 
     pi(a | s) = ref exp(kappa Q(s, a) / beta) with Q of the policy itself, kappa = (G-1)/G
@@ -150,14 +166,14 @@ def state_by_state(world: World) -> Iterator[Finding]:
         def update(w: World, k: str = estimator) -> Tensor:
             return expected_gradient(w, "dr_grpo", 2, beta=BETA, kl_estimator=k) * w.language.H
 
-        end = follow(world, update, STEP, 120)
+        end = follow_natural_ascent(world, update, STEP, 120)
         quantity = (
             f"{estimator} in the loss: ascent ends at ref exp((G-1)/G Q/beta), state by state"
         )
-        yield same("dr_grpo", quantity, probabilities(end), probabilities(goal))
+        yield compare_equal("dr_grpo", quantity, probabilities(end), probabilities(goal))
 
 
-def difficulty(world: World) -> Iterator[Finding]:
+def check_difficulty_weights(world: World) -> Iterator[Finding]:
     """Right or wrong, one token: logit p = logit p_ref + c_G(p) / beta.
 
     Plain regularised RL has 1 / beta in the place of c_G(p) / beta.
@@ -172,9 +188,12 @@ def difficulty(world: World) -> Iterator[Finding]:
     ):
         p = end_of_group_scaling(p_ref, G)
         update = lambda w, n=name, G=G, o=own: expected_gradient(w, n, G, beta=BETA, **o)  # noqa: E731
-        end = follow(world, update, 1.5, 200)
-        yield same(
-            name, f"right or wrong: logit p = logit p_ref + c_{G}(p)/beta", bernoulli(end)[0], p
+        end = follow_natural_ascent(world, update, 1.5, 200)
+        yield compare_equal(
+            name,
+            f"right or wrong: logit p = logit p_ref + c_{G}(p)/beta",
+            chance_of_right(end)[0],
+            p,
         )
 
 
@@ -196,7 +215,7 @@ def _logit(p: float) -> float:
     return float(torch.logit(torch.tensor(p, dtype=torch.float64)))
 
 
-def all_right(world: World) -> Iterator[Finding]:
+def check_binary_reward(world: World) -> Iterator[Finding]:
     """Without KL a 0/1 reward ends with everything right, in the proportions of the start."""
     right = world.reward[0] > 0
     start = probabilities(world)[0, right]
@@ -215,19 +234,19 @@ def all_right(world: World) -> Iterator[Finding]:
         rises = "no KL: P(right) rises towards 1"
         yield Finding(name, rises, "> .95", f"{total:.4f}", 1 - total, 0.05)
         unchanged = "no KL: proportions among right answers unchanged"
-        yield same(name, unchanged, p / p.sum(), start / start.sum())
+        yield compare_equal(name, unchanged, p / p.sum(), start / start.sum())
 
 
 def nearly_right(world: World, update: Update, *, slow: bool) -> World:
     """The update followed until 95 % is right; slow: with steps as long as what is still wrong."""
     for _ in range(60):
-        wrong = 1 - float(bernoulli(world)[0])
+        wrong = 1 - float(chance_of_right(world)[0])
         if wrong > 0.05:
-            world = follow(world, update, wrong if slow else 1.0, 1)
+            world = follow_natural_ascent(world, update, wrong if slow else 1.0, 1)
     return world
 
 
-def imitation(world: World) -> Iterator[Finding]:
+def check_imitation(world: World) -> Iterator[Finding]:
     """RAFT's samples are best fitted by best-of-G itself, SFT is best at its data.
 
     Three rounds of G = 3 make best-of-27.
@@ -236,11 +255,13 @@ def imitation(world: World) -> Iterator[Finding]:
     best = best_of_n(p_XN, world.reward, 2)
     at_best = replace(world, logits=world.language.logits_of(best) * world.temperature)
     found = expected_gradient(at_best, "raft", 2, old=world.logits, **PER_ROW)
-    yield same("raft", "fitted to its samples: best-of-2, gradient 0", found, world.logits * 0)
+    yield compare_equal(
+        "raft", "fitted to its samples: best-of-2, gradient 0", found, world.logits * 0
+    )
     rounds = p_XN
     for _ in range(3):
         rounds = best_of_n(rounds, world.reward, 3)
-    yield same(
+    yield compare_equal(
         "raft", "three rounds of best-of-3 = best-of-27", rounds, best_of_n(p_XN, world.reward, 27)
     )
     yield from supervised_optimum(world)
@@ -257,11 +278,11 @@ def supervised_optimum(world: World) -> Iterator[Finding]:
     alone = World(
         world.language, world.language.logits_of(share), world.ref[:1], world.reward[:1], 1.0
     )
-    setup = build(alone, "sft", alone.logits, alone.ref)
+    setup = build_session(alone, "sft", alone.logits, alone.ref)
     groups = as_groups(
         alone, data, rewards=[(1.0,)] * len(data), table=alone.logits, supervised=True
     )
-    yield same(
+    yield compare_equal(
         "sft",
         "at the data's own distribution the gradient is 0",
         gradient(setup, groups),

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from laurel.core.metrics import Sums
 from laurel.train.relabel import relabel_in_hindsight
-from laurel.verify.finding import Finding, same
-from laurel.verify.world import World, as_groups, build, gradient, make_world
+from laurel.verify.finding import Finding, compare_equal
+from laurel.verify.world import World, as_groups, build_session, gradient, make_world
 
 NAME, GOALS = "hindsight", 3
 
 
-def reached(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[str | None]:
+def reached_goals(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[str | None]:
     """The goal of a completion is its first token; a token that is nobody's goal reaches none."""
     return [str(ids[0]) if ids[0] < GOALS else None for ids in completion_ids]
 
@@ -40,7 +40,7 @@ def make_goals(seed: int) -> tuple[World, Tensor]:
     Token 3 reaches none of the three.
     """
     world = make_world(4, 2, X=GOALS, seed=seed)
-    goals = reached(world.language.completions)
+    goals = reached_goals(world.language.completions)
     hits = [[float(goal == str(x)) for goal in goals] for x in range(GOALS)]
     return world, torch.tensor(hits, dtype=torch.float64)
 
@@ -54,7 +54,7 @@ def ascent_from(world: World, trained: Tensor) -> Tensor:
     p_XN = world.language.logp(world.pi).exp()
     every = tuple(range(world.language.N))
     drawn = [(x, every) for x in range(len(p_XN))]
-    setup = build(
+    setup = build_session(
         world,
         NAME,
         trained,
@@ -81,11 +81,11 @@ def ascent_from(world: World, trained: Tensor) -> Tensor:
         )
         for group, p_N in zip(seen, p_XN, strict=True)
     ]
-    rows = sum(goal is not None for goal in reached(world.language.completions)) * len(p_XN)
+    rows = sum(goal is not None for goal in reached_goals(world.language.completions)) * len(p_XN)
     return gradient(setup, weighed) * rows / len(p_XN)
 
 
-def relabelled() -> Iterator[Finding]:
+def check_relabelled() -> Iterator[Finding]:
     """One round climbs the likelihood of every completion under the goal that it reached.
 
     The goal that the prompt asked for does not matter.
@@ -98,8 +98,8 @@ def relabelled() -> Iterator[Finding]:
         torch.einsum("xn,xnsv->xsv", pull_XN, world.language.token_scores(world.pi).sum(2))
         / world.temperature
     )
-    yield same(NAME, "E[gradient] = E over samples of grad log pi(y | G(y))", found, exact)
-    setup = build(
+    yield compare_equal(NAME, "E[gradient] = E over samples of grad log pi(y | G(y))", found, exact)
+    setup = build_session(
         world, NAME, world.logits, world.ref, relabel=f"{__name__}.reached", num_generations=1
     )
     setup.policy.tokenizer, sums = Digits(world.language.V), Sums()
@@ -112,16 +112,18 @@ def relabelled() -> Iterator[Finding]:
         table=world.logits,
         describe=lambda x, members: {"prompt": str(x)},
     )
-    yield same(
+    yield compare_equal(
         NAME,
         "samples that reach nothing: no step",
         gradient(setup, relabel_in_hindsight(setup, [], groups, sums)),
         world.logits * 0,
     )
-    yield same(NAME, "and their share relabelled is 0", sums.means()["hindsight/relabelled"], 0.0)
+    yield compare_equal(
+        NAME, "and their share relabelled is 0", sums.means()["hindsight/relabelled"], 0.0
+    )
 
 
-def posterior() -> Iterator[Finding]:
+def check_posterior() -> Iterator[Finding]:
     """H7: fitted to one round, pi(y | g) = pi(y) 1[G(y) = g] / Z.
 
     pi(y) is the mean of the sampling policy over all goals that were asked for.
@@ -135,7 +137,7 @@ def posterior() -> Iterator[Finding]:
         joint_XN = start.language.logp(start.pi).exp().mean(0) * reach_XN
         bayes_XN = joint_XN / joint_XN.sum(1, keepdim=True)
         at_bayes = start.language.logits_of(bayes_XN) * start.temperature
-        yield same(
+        yield compare_equal(
             NAME,
             f"fitted to one round: pi(y) 1[G(y) = g] / Z, {says}",
             ascent_from(start, at_bayes),

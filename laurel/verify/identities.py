@@ -10,7 +10,7 @@ from torch import Tensor
 
 from laurel.measure.best_of_n import best_of_n_bound
 from laurel.objective.kl import exact_kl, k1, k2, k3
-from laurel.verify.finding import Finding, apart, same
+from laurel.verify.finding import Finding, compare_different, compare_equal
 from laurel.verify.language import (
     Language,
     best_of_n,
@@ -31,13 +31,13 @@ BETA = 0.5
 def identities() -> Iterator[Finding]:
     """Everything here is computed in float64, whatever the precision of the training path."""
     world = make_world(3, 3, seed=20)
-    yield from oracle(world)
-    yield from tilted(world)
-    yield from estimators(world)
-    yield from credit(world)
-    yield from unanimous()
-    yield from best(world)
-    yield from preferences(world)
+    yield from check_oracle(world)
+    yield from check_tilted_optimum(world)
+    yield from check_kl_estimators(world)
+    yield from check_credit(world)
+    yield from check_equal_rewards()
+    yield from check_best_of_n(world)
+    yield from check_preference_optimum(world)
 
 
 def differentiate(value: Tensor, at: Tensor) -> Tensor:
@@ -45,28 +45,30 @@ def differentiate(value: Tensor, at: Tensor) -> Tensor:
     return torch.autograd.grad(value, at)[0]
 
 
-def oracle(world: World) -> Iterator[Finding]:
+def check_oracle(world: World) -> Iterator[Finding]:
     """The exact quantities agree with each other, with autograd and with finite differences."""
     language, logits = world.language, world.pi.clone().requires_grad_()
     p_XN = language.logp(world.pi).exp()
-    yield same("oracle", "probabilities sum to 1", p_XN.sum(1), torch.ones(2, dtype=torch.float64))
+    yield compare_equal(
+        "oracle", "probabilities sum to 1", p_XN.sum(1), torch.ones(2, dtype=torch.float64)
+    )
     grad = differentiate((language.logp(logits).exp() * world.reward).sum(), logits)
-    yield same(
+    yield compare_equal(
         "oracle", "A1: E[R grad log pi] = grad E[R]", language.ascent(world.pi, world.reward), grad
     )
     yield from finite_differences(world, logits, language, grad)
     Q, V = language.action_values(world.pi, world.reward)
-    yield same("oracle", "V(empty prefix) = E[R]", V[:, 0], (p_XN * world.reward).sum(1))
+    yield compare_equal("oracle", "V(empty prefix) = E[R]", V[:, 0], (p_XN * world.reward).sum(1))
     inside = language.visits(world.pi)[..., None] * world.pi.softmax(2) * (Q - V[..., None])
-    yield same("oracle", "A6: E[(Q - V) grad log pi(token)] = grad E[R]", inside, grad)
-    yield same(
+    yield compare_equal("oracle", "A6: E[(Q - V) grad log pi(token)] = grad E[R]", inside, grad)
+    yield compare_equal(
         "oracle",
         "a table and its probabilities determine each other",
         language.logp(language.logits_of(p_XN)).exp(),
         p_XN,
     )
     uniform = torch.full((1, 4), 0.25, dtype=torch.float64).log()
-    yield same(
+    yield compare_equal(
         "oracle", "entropy of four equal completions", entropy(uniform)[0], 1.3862943611198906
     )
 
@@ -81,7 +83,7 @@ def finite_differences(
     ahead, behind = (
         (language.logp(world.pi + s * h * direction).exp() * world.reward).sum() for s in (1, -1)
     )
-    yield same(
+    yield compare_equal(
         "oracle",
         "A1: the same by finite differences",
         (grad * direction).sum(),
@@ -90,7 +92,7 @@ def finite_differences(
     )
 
 
-def tilted(world: World) -> Iterator[Finding]:
+def check_tilted_optimum(world: World) -> Iterator[Finding]:
     """The KL-regularised optimum: G1 to G3, G8, H5, H6."""
     language = world.language
     logref = language.logp(world.pi_ref)
@@ -100,42 +102,44 @@ def tilted(world: World) -> Iterator[Finding]:
     def value(logp_XN: Tensor) -> Tensor:
         return (logp_XN.exp() * world.reward).sum(1) - BETA * kl(logp_XN, logref)
 
-    yield same("oracle", "G1: its value is beta log Z", value(star), BETA * logZ)
+    yield compare_equal("oracle", "G1: its value is beta log Z", value(star), BETA * logZ)
     logp = language.logp(world.pi)
-    yield same(
+    yield compare_equal(
         "oracle",
         "G2: any policy falls short by beta KL(pi || pi*)",
         value(logp),
         BETA * logZ - BETA * kl(logp, star),
     )
     at_star = language.logits_of(star.exp()).requires_grad_()
-    yield same(
+    yield compare_equal(
         "oracle",
         "G3: its gradient is 0",
         differentiate(value(language.logp(at_star)).sum(), at_star),
         torch.zeros_like(at_star),
     )
     Q, V = language.soft_values(world.pi_ref, world.reward, BETA)
-    yield same("oracle", "G8: V(empty prefix) = beta log Z", V[:, 0], BETA * logZ)
+    yield compare_equal("oracle", "G8: V(empty prefix) = beta log Z", V[:, 0], BETA * logZ)
     by_token = language.logp(world.pi_ref.log_softmax(2) + (Q - V[..., None]) / BETA)
-    yield same(
+    yield compare_equal(
         "oracle", "G8: token by token ref exp((Q - V)/beta) is pi*", by_token.exp(), star.exp()
     )
-    yield from rejection(world, logref, logZ, star)
+    yield from check_rejection_sampling(world, logref, logZ, star)
 
 
-def rejection(world: World, logref: Tensor, logZ: Tensor, star: Tensor) -> Iterator[Finding]:
+def check_rejection_sampling(
+    world: World, logref: Tensor, logZ: Tensor, star: Tensor
+) -> Iterator[Finding]:
     """Rejection sampling from the reference: how much it accepts, and what."""
     top = world.reward.max(1, keepdim=True).values
     accept = ((world.reward - top) / BETA).exp()
     kept = logref.exp() * accept
-    yield same(
+    yield compare_equal(
         "oracle",
         "H5: rejection sampling accepts Z exp(-max R/beta)",
         kept.sum(1),
         (logZ - top[:, 0] / BETA).exp(),
     )
-    yield same(
+    yield compare_equal(
         "oracle",
         "H6: what it accepts is distributed as pi*",
         kept / kept.sum(1, keepdim=True),
@@ -143,7 +147,7 @@ def rejection(world: World, logref: Tensor, logZ: Tensor, star: Tensor) -> Itera
     )
 
 
-def estimators(world: World) -> Iterator[Finding]:
+def check_kl_estimators(world: World) -> Iterator[Finding]:
     """k1, k2 and k3 of the library, on whole completions.
 
     Values (E1), gradients as a loss (F1), as a reward (F2); the exact KL (E2).
@@ -155,19 +159,19 @@ def estimators(world: World) -> Iterator[Finding]:
         differentiate(kl(language.logp(logits), logref).sum(), logits),
         differentiate(kl(logref, language.logp(logits)).sum(), logits),
     )
-    yield from means(world, logref)
-    yield from as_loss(world, logits, logref, slopes)
-    yield from as_reward(world, logref, slopes)
+    yield from check_estimator_means(world, logref)
+    yield from check_kl_as_loss(world, logits, logref, slopes)
+    yield from check_kl_as_reward(world, logref, slopes)
     states = exact_kl(world.pi.log_softmax(2), world.pi_ref.log_softmax(2))
-    yield same(
+    yield compare_equal(
         "kl",
         "E2: sum over visited states of the exact KL = KL",
         (language.visits(world.pi) * states).sum(1),
         kl(language.logp(world.pi), logref),
     )
-    yield from variances(world, language, logref)
+    yield from check_estimator_variances(world, language, logref)
     d = language.logp(world.pi) - logref
-    yield same(
+    yield compare_equal(
         "kl",
         "k1 in the reward is d itself: E[d grad log pi] = grad KL",
         language.ascent(world.pi, d),
@@ -183,17 +187,19 @@ class Slopes:
     forward: Tensor
 
 
-def means(world: World, logref: Tensor) -> Iterator[Finding]:
+def check_estimator_means(world: World, logref: Tensor) -> Iterator[Finding]:
     """E1: the expectation of k1 and k3 is the KL, that of k2 is not."""
     logp = world.language.logp(world.pi)
     p = logp.exp()
     true = kl(logp, logref)
     for name, estimator in (("k1", k1), ("k3", k3)):
-        yield same("kl", f"E1: E[{name}] = KL", (p * estimator(logp, logref)).sum(1), true)
-    yield apart("kl", "E1: E[k2] is not KL", (p * k2(logp, logref)).sum(1), true)
+        yield compare_equal("kl", f"E1: E[{name}] = KL", (p * estimator(logp, logref)).sum(1), true)
+    yield compare_different("kl", "E1: E[k2] is not KL", (p * k2(logp, logref)).sum(1), true)
 
 
-def as_loss(world: World, logits: Tensor, logref: Tensor, slopes: Slopes) -> Iterator[Finding]:
+def check_kl_as_loss(
+    world: World, logits: Tensor, logref: Tensor, slopes: Slopes
+) -> Iterator[Finding]:
     """F1: the gradients of k1, k2 and k3 of the sequence as a loss, and of k3 with the ratio."""
     language = world.language
     p = language.logp(world.pi).exp()
@@ -204,21 +210,25 @@ def as_loss(world: World, logits: Tensor, logref: Tensor, slopes: Slopes) -> Ite
     }
     for name, (estimator, truth, says) in expected.items():
         found = differentiate((p * estimator(language.logp(logits), logref)).sum(), logits)
-        yield same("kl", f"F1: {name} of the sequence as a loss, no ratio: {says}", found, truth)
+        yield compare_equal(
+            "kl", f"F1: {name} of the sequence as a loss, no ratio: {says}", found, truth
+        )
     again = language.logp(logits)
     ratio = (again - again.detach()).exp()
     with_ratio = differentiate((p * ratio * k3(again, logref)).sum(), logits)
-    yield same("kl", "F1: k3 times the ratio: grad KL(pi||ref)", with_ratio, slopes.reverse)
+    yield compare_equal(
+        "kl", "F1: k3 times the ratio: grad KL(pi||ref)", with_ratio, slopes.reverse
+    )
 
 
-def as_reward(world: World, logref: Tensor, slopes: Slopes) -> Iterator[Finding]:
+def check_kl_as_reward(world: World, logref: Tensor, slopes: Slopes) -> Iterator[Finding]:
     """F2: the gradients of k1 and k3 as a reward."""
     logp = world.language.logp(world.pi)
     for name, estimator, truth, says in (
         ("k1", k1, slopes.reverse, "grad KL"),
         ("k3", k3, slopes.reverse - slopes.forward, "grad KL(pi||ref) - grad KL(ref||pi)"),
     ):
-        yield same(
+        yield compare_equal(
             "kl",
             f"F2: {name} as a reward: {says}",
             world.language.ascent(world.pi, estimator(logp, logref)),
@@ -226,7 +236,9 @@ def as_reward(world: World, logref: Tensor, slopes: Slopes) -> Iterator[Finding]
         )
 
 
-def variances(world: World, language: Language, logref: Tensor) -> Iterator[Finding]:
+def check_estimator_variances(
+    world: World, language: Language, logref: Tensor
+) -> Iterator[Finding]:
     """Near the reference k3 varies less than k1."""
     near = language.logp(world.pi_ref + 0.3 * (world.pi - world.pi_ref))
     q, small = near.exp(), kl(near, logref)
@@ -244,11 +256,11 @@ def variances(world: World, language: Language, logref: Tensor) -> Iterator[Find
     )
 
 
-def credit(world: World) -> Iterator[Finding]:
+def check_credit(world: World) -> Iterator[Finding]:
     """Advantages per token with the library's return_to_go and whiten: B1 to B4, A5, T18."""
     yield from any_lambda(world)
     yield from second_moments(world)
-    yield from whitening()
+    yield from check_whitening()
 
 
 def reward_at_end(world: World) -> Tensor:
@@ -279,17 +291,17 @@ def any_lambda(world: World) -> Iterator[Finding]:
     _, V = language.action_values(world.pi, world.reward)
     for lam in (0.0, 0.5, 1.0):
         found = mean_gradient(world, gae(world, V, lam))
-        yield same("gae", f"B1: exact V, lambda = {lam:g}: grad E[R]", found, grad)
+        yield compare_equal("gae", f"B1: exact V, lambda = {lam:g}: grad E[R]", found, grad)
     to_go = torch.stack([return_to_go(r, language.mask_NT) for r in reward_at_end(world)])
     above_value = torch.where(language.mask_NT, to_go - V[:, language.state_NT], 0.0)
-    yield same("gae", "B2: lambda = 1 is R - V(state)", gae(world, V, 1.0), above_value)
+    yield compare_equal("gae", "B2: lambda = 1 is R - V(state)", gae(world, V, 1.0), above_value)
     noise = torch.randn(V.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     wrong = V + 0.7 * noise
     found = mean_gradient(world, gae(world, wrong, 1.0))
-    yield same("gae", "B4: a wrong V does not matter at lambda = 1", found, grad)
+    yield compare_equal("gae", "B4: a wrong V does not matter at lambda = 1", found, grad)
     biased = [mean_gradient(world, gae(world, wrong, lam)) for lam in (0.0, 0.95)]
     bias = [float((found - grad).norm() / grad.norm()) for found in biased]
-    yield apart(
+    yield compare_different(
         "gae",
         f"B4: at lambda = 0 it does: bias {bias[0]:.0%}, at .95 {bias[1]:.1%}",
         biased[0],
@@ -320,11 +332,11 @@ def second_moments(world: World) -> Iterator[Finding]:
     )
 
 
-def whitening() -> Iterator[Finding]:
+def check_whitening() -> Iterator[Finding]:
     """Mean 0 and spread 1 over the tokens of the mask."""
     x = torch.tensor([[1.0, 2, 3, 100]], dtype=torch.float64)
     mask = torch.tensor([[True, True, True, False]])
-    yield same(
+    yield compare_equal(
         "whiten",
         "T18: [1, 2, 3, (100)] -> [-1, 0, 1, 0]",
         whiten(x, mask, eps=0.0)[0],
@@ -332,7 +344,7 @@ def whitening() -> Iterator[Finding]:
     )
 
 
-def unanimous() -> Iterator[Finding]:
+def check_equal_rewards() -> Iterator[Finding]:
     """Rewards that are all equal teach nothing, to the last bit.
 
     In floating point thirty times .9 has a mean that is not .9, and a spread that is not 0.
@@ -346,7 +358,7 @@ def unanimous() -> Iterator[Finding]:
         )
 
 
-def best(world: World) -> Iterator[Finding]:
+def check_best_of_n(world: World) -> Iterator[Finding]:
     """Best-of-n: H1, H2, H4."""
     p = world.language.logp(world.pi).exp()
     for n in (2, 4, 16):
@@ -371,7 +383,7 @@ def best(world: World) -> Iterator[Finding]:
             rate * (n + 1) / n,
             1.0,
         )
-    yield same(
+    yield compare_equal(
         "best of n",
         "its probabilities sum to 1",
         best_of_n(p, world.reward, 5).sum(1),
@@ -392,10 +404,12 @@ def listed_draws() -> Iterator[Finding]:
     for members in torch.cartesian_prod(*[torch.arange(small.N)] * n):
         winner = members[score[0, members].argmax()]
         listed[0, winner] += q[0, members].prod()
-    yield same("best of n", "H2: listing all 343 draws, with ties", best_of_n(q, score, n), listed)
+    yield compare_equal(
+        "best of n", "H2: listing all 343 draws, with ties", best_of_n(q, score, n), listed
+    )
 
 
-def preferences(world: World) -> Iterator[Finding]:
+def check_preference_optimum(world: World) -> Iterator[Finding]:
     """R1: the Bradley-Terry optimum is the reward up to a constant per prompt.
 
     It is so whatever pairs are shown, and the loss there is the entropy.
@@ -419,7 +433,7 @@ def preferences(world: World) -> Iterator[Finding]:
 
     optimiser.step(closure)
     fitted = score.detach() - (p * score.detach()).sum(1, keepdim=True)
-    yield same(
+    yield compare_equal(
         "reward model",
         "R1: fitted to all pairs: the reward + const",
         fitted,
@@ -428,11 +442,11 @@ def preferences(world: World) -> Iterator[Finding]:
     )
     at_truth = world.reward.clone().requires_grad_()
     slope = differentiate(bradley_terry_loss(at_truth, world.reward, pairs), at_truth)
-    yield same(
+    yield compare_equal(
         "reward model", "R1: at the reward itself the gradient is 0", slope, torch.zeros_like(slope)
     )
     moved = bradley_terry_loss(world.reward + torch.tensor([[3.0], [-8.0]]), world.reward, pairs)
-    yield same(
+    yield compare_equal(
         "reward model",
         "R1: a constant per prompt changes no loss",
         moved,

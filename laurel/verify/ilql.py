@@ -17,11 +17,11 @@ from laurel.core.metrics import Sums
 from laurel.model.ilql import Heads, fold_q_into_head
 from laurel.train import loop
 from laurel.train.session import State
-from laurel.verify.finding import Finding, apart, same
+from laurel.verify.finding import Finding, compare_different, compare_equal
 from laurel.verify.heads import Tables, some_tables, table_heads, tables_of
-from laurel.verify.pairs import graded
+from laurel.verify.pairs import at_temperature_one
 from laurel.verify.recomputed_ilql import Step, step
-from laurel.verify.world import Drawn, World, as_groups, ascent_of, build, make_world
+from laurel.verify.world import Drawn, World, as_groups, ascent_of, build_session, make_world
 
 NAME = "ilql"
 CASES: list[dict[str, Any]] = [
@@ -47,7 +47,7 @@ class Pulls:
     heads: Heads
 
 
-def run(
+def run_step(
     world: World,
     tables: Tables,
     drawn: Sequence[Drawn],
@@ -56,7 +56,7 @@ def run(
     **options: Any,
 ) -> Pulls:
     """One step of the loop on logged rows; heads begin at the tables."""
-    setup = build(world, NAME, world.logits, world.ref, **options)
+    setup = build_session(world, NAME, world.logits, world.ref, **options)
     heads = table_heads(tables, float(setup.config.target_update or 0))
     recorder: Any = setup.optimizer
     setup.auxiliary = heads
@@ -90,7 +90,7 @@ def logged_steps(*, batches: int = 4, seed: int = 0) -> Iterator[Finding]:
         for part in pairs[0][0]:
             ours = torch.stack([mine[part] for mine, _ in pairs])
             theirs = torch.stack([other[part] for _, other in pairs])
-            yield same(NAME, f"{part}, {shown}", ours, theirs)
+            yield compare_equal(NAME, f"{part}, {shown}", ours, theirs)
 
 
 Parts = dict[str, Tensor]
@@ -106,8 +106,8 @@ def _both_steps(
 ) -> tuple[Parts, Parts]:
     """The parts of one step of the loop, and of plain Python."""
     rewards = [[float(world.reward[x, n]) for n in members] for x, members in drawn]
-    o = build(world, NAME, world.logits, world.ref, **options).config
-    found = run(world, tables, drawn, rewards, filler, **options)
+    o = build_session(world, NAME, world.logits, world.ref, **options).config
+    found = run_step(world, tables, drawn, rewards, filler, **options)
     truth = step(world, tables, drawn, rewards, o)
     after = tables_of(found.heads, len(world.logits)).target
     rate = float(o.target_update or 0)
@@ -126,7 +126,9 @@ def _parts(step: Pulls | Step, target: Tensor) -> Parts:
     }
 
 
-def expected(world: World, tables: Tables, log_XN: Tensor, **options: Any) -> tuple[Pulls, Tensor]:
+def expected_pulls(
+    world: World, tables: Tables, log_XN: Tensor, **options: Any
+) -> tuple[Pulls, Tensor]:
     """E of the pulls over a log, and the target networks afterwards.
 
     The log holds completion n of prompt x as often as `log_XN` says. One call of the loop: every
@@ -137,7 +139,7 @@ def expected(world: World, tables: Tables, log_XN: Tensor, **options: Any) -> tu
     own = replace(world, logits=world.logits[which], ref=world.ref[which])
     drawn = [(at, (n,)) for at, (_, n) in enumerate(cases)]
     rewards = [[float(world.reward[x, n])] for x, n in cases]
-    found = run(own, tables.at(which), drawn, rewards, **options)
+    found = run_step(own, tables.at(which), drawn, rewards, **options)
     # The loop's step is a mean over tokens: times their number, each case counts by its share.
     units = sum(len(world.language.completions[n]) for _, n in cases)
     logged = [float(log_XN[x, n]) for x, n in cases]
@@ -183,7 +185,7 @@ def expectile_of(q: Sequence[float], p: Sequence[float], tau: float) -> float:
     return (low + high) / 2
 
 
-def ends_of(world: World, log_XN: Tensor, tau: float) -> Tables:
+def fixed_point_of(world: World, log_XN: Tensor, tau: float) -> Tables:
     """Q and V at which nothing moves, gamma 1.
 
     Backward induction with an expectile under the log in the mean's place.
@@ -202,9 +204,9 @@ def ends_of(world: World, log_XN: Tensor, tau: float) -> Tables:
     return Tables(both, both, V)
 
 
-def logs() -> tuple[World, Tensor, Tensor]:
+def make_logs() -> tuple[World, Tensor, Tensor]:
     """A world, a log of all that its policy writes, and one without the two best of each prompt."""
-    world = graded(make_world(3, 2, seed=51))
+    world = at_temperature_one(make_world(3, 2, seed=51))
     whole = world.language.logp(world.pi).exp()
     part = whole.clone()
     for x in range(len(part)):
@@ -214,34 +216,34 @@ def logs() -> tuple[World, Tensor, Tensor]:
 
 def logged_truths() -> Iterator[Finding]:
     """Expected pulls against theory, at the start; none at the tables of theory."""
-    world, whole, part = logs()
-    yield from written_out(world, whole)
+    world, whole, part = make_logs()
+    yield from check_written_out(world, whole)
     for name, log in (("a log of everything", whole), ("a log without the best", part)):
         for tau in (0.5, 0.7, 0.9, 0.999):
-            tables = ends_of(world, log, tau)
-            found, _ = expected(world, tables, log, expectile=tau, **QUIET)
+            tables = fixed_point_of(world, log, tau)
+            found, _ = expected_pulls(world, tables, log, expectile=tau, **QUIET)
             says = "V^mu and Q^mu" if tau == 0.5 else f"the {tau:g} expectiles, backwards"
             pulls = torch.cat([found.q.flatten(), found.value.flatten()])
-            yield same(NAME, f"{name}: at {says} Q and V rest", pulls, 0 * pulls)
-    mu = ends_of(world, whole, 0.5)
+            yield compare_equal(NAME, f"{name}: at {says} Q and V rest", pulls, 0 * pulls)
+    mu = fixed_point_of(world, whole, 0.5)
     Q, V = world.language.action_values(world.pi, world.reward)
-    yield same(NAME, "the .5 expectile of the log is the mean: V^mu", mu.value, V)
-    yield same(NAME, "and Q^mu", mu.q[0], Q)
-    yield from closed_form()
+    yield compare_equal(NAME, "the .5 expectile of the log is the mean: V^mu", mu.value, V)
+    yield compare_equal(NAME, "and Q^mu", mu.q[0], Q)
+    yield from check_closed_form()
     for beta in (0.0, 1.5):
         tilt = beta * (Q - V[..., None])
         at_goal = replace(world, logits=world.logits + tilt)
-        found, _ = expected(at_goal, mu, whole, awac_beta=beta, **QUIET)
-        yield same(
+        found, _ = expected_pulls(at_goal, mu, whole, awac_beta=beta, **QUIET)
+        yield compare_equal(
             NAME,
             f"the policy rests at mu exp({beta:g} (Q - V)) / Z",
             found.policy,
             0 * world.logits,
         )
-    yield from extraction(world, whole, mu)
+    yield from check_extraction(world, whole, mu)
 
 
-def written_out(world: World, log: Tensor) -> Iterator[Finding]:
+def check_written_out(world: World, log: Tensor) -> Iterator[Finding]:
     """The expected pulls at Q and V anywhere.
 
     Q: 2 visits mu (r + gamma V' - Q),    V: 2 visits E_mu[|tau - 1[u < 0]| u]
@@ -251,14 +253,16 @@ def written_out(world: World, log: Tensor) -> Iterator[Finding]:
     tables = some_tables(world.ref)
     tau = 0.8
     gamma = 0.9
-    found, _ = expected(world, tables, log, expectile=tau, gamma=gamma, cql_coef=0.0)
+    found, _ = expected_pulls(world, tables, log, expectile=tau, gamma=gamma, cql_coef=0.0)
     passed = world.language.visits(world.pi)[..., None] * world.pi.softmax(2)
     gap = backups(world, tables.value, gamma) - tables.q
-    yield same(NAME, "E[gradient of Q] = 2 visits mu (r + gamma V' - Q)", found.q, 2 * passed * gap)
+    yield compare_equal(
+        NAME, "E[gradient of Q] = 2 visits mu (r + gamma V' - Q)", found.q, 2 * passed * gap
+    )
     u = torch.minimum(*tables.target) - tables.value[..., None]
     side = torch.where(u > 0, tau, 1 - tau)
     pull = 2 * passed * side * u
-    yield same(
+    yield compare_equal(
         NAME, "E[gradient of V] = 2 visits E_mu[|tau - 1[u < 0]| u]", found.value, pull.sum(2)
     )
 
@@ -278,9 +282,9 @@ def backups(world: World, value: Tensor, gamma: float) -> Tensor:
     return out
 
 
-def closed_form() -> Iterator[Finding]:
+def check_closed_form() -> Iterator[Finding]:
     """Right with probability p, one token: V = tau p / (tau p + (1 - tau) (1 - p))."""
-    world = graded(make_world(4, 1, X=2, seed=52, binary=True))
+    world = at_temperature_one(make_world(4, 1, X=2, seed=52, binary=True))
     log = world.language.logp(world.pi).exp()
     R = torch.zeros_like(world.logits)
     for n, (token,) in enumerate(world.language.completions):
@@ -289,26 +293,26 @@ def closed_form() -> Iterator[Finding]:
     p = (log * world.reward).sum(1, keepdim=True)
     for tau in (0.5, 0.7, 0.99):
         value = tau * p / (tau * p + (1 - tau) * (1 - p))
-        found, _ = expected(world, Tables(q, q, value), log, expectile=tau, **QUIET)
+        found, _ = expected_pulls(world, Tables(q, q, value), log, expectile=tau, **QUIET)
         says = f"right or wrong: V rests at tau p / (tau p + (1-tau)(1-p)), tau {tau:g}"
-        yield same(NAME, says, found.value, 0 * value)
+        yield compare_equal(NAME, says, found.value, 0 * value)
 
 
-def extraction(world: World, log: Tensor, mu: Tables) -> Iterator[Finding]:
+def check_extraction(world: World, log: Tensor, mu: Tables) -> Iterator[Finding]:
     """The head that is saved gives pi exp(beta (Q - V)) / Z, whose reward is higher than pi's."""
     best = world.reward.amax(1)
     start = (log * world.reward).sum(1)
     several = some_tables(world.ref)
     advantage = several.q.mean(0) - several.value[..., None]
     wanted = world.logits.log_softmax(2) + 1.5 * advantage
-    yield same(
+    yield compare_equal(
         NAME,
         "the saved head is softmax(log pi + beta (Q - V))",
-        decoded(world.logits, several, 1.5).softmax(2),
+        decoded_logits(world.logits, several, 1.5).softmax(2),
         wanted.softmax(2),
     )
     for beta in (0.3, 1.0, 4.0):
-        table = decoded(world.logits, mu, beta)
+        table = decoded_logits(world.logits, mu, beta)
         worth = value_of(world, table)
         left = float(((best - worth) / (best - start)).max())
         says = f"decode_beta {beta:g} with Q^mu: better than the log, on every prompt"
@@ -323,16 +327,16 @@ def value_of(world: World, logits_XSV: Tensor) -> Tensor:
 
 def logged_ends() -> Iterator[Finding]:
     """The expected update followed to its end, target networks included."""
-    world, whole, part = logs()
+    world, whole, part = make_logs()
     for name, log, tau, rounds in (
         ("a log of everything", whole, 0.5, 12),
         ("a log without the best", part, 0.7, 70),
     ):
         end = follow_log(world, log, tau, rounds)
-        goal = ends_of(world, log, tau)
+        goal = fixed_point_of(world, log, tau)
         passed = world.language.visits(world.language.logits_of(log)) > 0
         says = "V^mu" if tau == 0.5 else f"the {tau:g} expectiles"
-        yield same(
+        yield compare_equal(
             NAME, f"{name}: followed to the end, V is {says}", end.value[passed], goal.value[passed]
         )
     yield from best_of_the_log(world, part)
@@ -345,34 +349,34 @@ def best_of_the_log(world: World, log: Tensor) -> Iterator[Finding]:
     widest = float(width_X.max())
     spread = widest * world.language.H / float(log[log > 0].min())
     for tau in (0.9, 0.99, 0.9999):
-        value = ends_of(world, log, tau).value[:, 0]
+        value = fixed_point_of(world, log, tau).value[:, 0]
         left = float((most - value).max())
         # tau p (best - v) <= (1 - tau) (best - worst) in every state
         limit = spread * (1 - tau) / tau
         says = f"tau {tau:g}: V of the prompt is near the best of the log"
         yield Finding(NAME, says, f"< {limit:.2g} below", f"{left:.2g}", left / limit, 1.0)
-    sharp = ends_of(world, log, 1 - 1e-9)
-    yield same(
+    sharp = fixed_point_of(world, log, 1 - 1e-9)
+    yield compare_equal(
         NAME,
         "tau -> 1: V of the prompt is the best that the log shows",
         sharp.value[:, 0],
         most,
         limit=1e-6,
     )
-    yield apart(
+    yield compare_different(
         NAME,
         "and not the best there is, which it does not show",
         sharp.value[:, 0],
         world.reward.amax(1),
     )
-    table = decoded(world.language.logits_of(log), sharp, 200.0)
+    table = decoded_logits(world.language.logits_of(log), sharp, 200.0)
     worth = value_of(world, table)
-    yield same(
+    yield compare_equal(
         NAME, "decoded with a large decode_beta: the best of the log", worth, most, limit=1e-3
     )
 
 
-def decoded(logits_XSV: Tensor, tables: Tables, beta: float) -> Tensor:
+def decoded_logits(logits_XSV: Tensor, tables: Tables, beta: float) -> Tensor:
     """[X, S, V] the logits of the head that the library saves: weights are [V, X * S]."""
     heads = [q.flatten(0, 1).T for q in tables.q]
     saved = fold_q_into_head(logits_XSV.flatten(0, 1).T, heads, beta)
@@ -390,7 +394,7 @@ def follow_log(world: World, log: Tensor, tau: float, rounds: int) -> Tables:
     zero = torch.zeros(2, *world.logits.shape)
     at = Tables(zero, zero, torch.zeros(world.logits.shape[:2]))
     for _ in range(rounds):
-        found, target = expected(world, at, log, expectile=tau, target_update=1.0, **QUIET)
+        found, target = expected_pulls(world, at, log, expectile=tau, target_update=1.0, **QUIET)
         q_step = found.q / (2 * passed)
         value_step = found.value / (2 * max(tau, 1 - tau) * visits)
         q = at.q + torch.where(passed > 0, q_step, 0.0)

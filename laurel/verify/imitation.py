@@ -16,8 +16,8 @@ from laurel.core.sample import Group
 from laurel.train import adversary, loop
 from laurel.train.session import Session, State
 from laurel.verify import recomputed
-from laurel.verify.finding import Finding, same
-from laurel.verify.fixed_points import follow, probabilities
+from laurel.verify.finding import Finding, compare_equal
+from laurel.verify.fixed_points import follow_natural_ascent, probabilities
 from laurel.verify.language import kl
 from laurel.verify.scores import last_cell
 from laurel.verify.world import (
@@ -26,7 +26,7 @@ from laurel.verify.world import (
     as_groups,
     as_sample,
     ascent_of,
-    build,
+    build_session,
     every_group,
     gradient,
     make_world,
@@ -58,7 +58,7 @@ def make_imitated(V: int, H: int, X: int = 1, *, seed: int) -> Imitated:
     return Imitated(world, world.language.logp(other.pi))
 
 
-def with_shown(
+def with_demonstrations(
     world: World, groups: list[Group], shown: Sequence[Drawn], *, filler: int = 0
 ) -> list[Group]:
     """Every group with its demonstration, by the function that the loop appends it with."""
@@ -71,13 +71,13 @@ def with_shown(
     return out
 
 
-def judge_says(setup: Session, world: World, logit_XN: Tensor) -> None:
+def set_discriminator_logits(setup: Session, world: World, logit_XN: Tensor) -> None:
     """Give the discriminator of a setup the logits [X, N], whatever its precision."""
     table: Any = setup.auxiliary
-    table.table.data.copy_(at_ends(world, logit_XN))
+    table.table.data.copy_(at_last_tokens(world, logit_XN))
 
 
-def at_ends(world: World, value_XN: Tensor) -> Tensor:
+def at_last_tokens(world: World, value_XN: Tensor) -> Tensor:
     """A table with a number of each completion where it ends: [X, N] -> [X, S, V].
 
     No two completions end in one place.
@@ -100,14 +100,16 @@ def mean_step(
     world = it.world
     cases = _cases(it, G, learn)
     which = torch.tensor([x for x, *_ in cases])
-    setup = build(world, NAME, world.logits[which], world.ref[which], num_generations=G, **options)
-    judge_says(setup, world, logit_XN[which])
+    setup = build_session(
+        world, NAME, world.logits[which], world.ref[which], num_generations=G, **options
+    )
+    set_discriminator_logits(setup, world, logit_XN[which])
     drawn = [(at, members) for at, (_, members, _, _) in enumerate(cases)]
     copies = replace(world, logits=world.logits[which])
     groups = _scored(setup, copies, drawn)
     if learn:
         shown = [(at, (m,)) for at, (_, _, m, _) in enumerate(cases)]
-        groups = with_shown(copies, groups, shown)
+        groups = with_demonstrations(copies, groups, shown)
     gradient(setup, groups)
     # The loop's step is the plain mean over cases: times their number, each counts by its chance.
     share = len(cases) * torch.tensor([chance for *_, chance in cases])[:, None, None]
@@ -166,12 +168,12 @@ def discriminator_rewards() -> Iterator[Finding]:
     for imitation_reward in NAMED:
         policy, _ = mean_step(it, it.gap, learn=False, imitation_reward=imitation_reward)
         says = f"I1-I3: {imitation_reward} at D*: E[gradient] = -grad {NAMED[imitation_reward]}"
-        yield same(NAME, says, policy, -divergence(it, imitation_reward))
+        yield compare_equal(NAME, says, policy, -divergence(it, imitation_reward))
     policy, judge = mean_step(it, it.gap)
     unchanged = "I1: demonstrations leave the policy's gradient as it is"
-    yield same(NAME, unchanged, policy, -divergence(it, "airl"))
+    yield compare_equal(NAME, unchanged, policy, -divergence(it, "airl"))
     rests = "the discriminator rests at D* = pi_E / (pi_E + pi)"
-    yield same(NAME, rests, judge, it.world.logits * 0)
+    yield compare_equal(NAME, rests, judge, it.world.logits * 0)
     yield from discriminator_elsewhere(it)
     yield from whole_steps()
 
@@ -182,18 +184,18 @@ def discriminator_elsewhere(it: Imitated) -> Iterator[Finding]:
     expert = it.expert.exp()
     logit = 0.7 * it.world.reward
     pull = (expert * (-logit).sigmoid() - p * logit.sigmoid()) / 2 / len(p)
-    yield same(
+    yield compare_equal(
         NAME,
         "elsewhere it is pulled by (pi_E (1 - D) - pi D) / 2",
         mean_step(it, logit)[1],
-        at_ends(it.world, pull),
+        at_last_tokens(it.world, pull),
     )
     e = 0.1
     mixed = (1 - e) * expert + e * p
     other = (1 - e) * p + e * expert
     _, judge = mean_step(it, torch.log(mixed) - torch.log(other), label_smoothing=e)
     rests = "smoothed, it rests at ((1-e) pi_E + e pi) / (pi_E + pi)"
-    yield same(NAME, rests, judge, it.world.logits * 0)
+    yield compare_equal(NAME, rests, judge, it.world.logits * 0)
 
 
 def whole_steps(*, batches: int = 2) -> Iterator[Finding]:
@@ -210,7 +212,7 @@ def whole_steps(*, batches: int = 2) -> Iterator[Finding]:
         rng = random.Random(str(options))
         pairs = [_two_steps(world, rng, options, number) for number in range(batches)]
         shown = ", ".join(f"{key}={value}" for key, value in options.items())
-        yield same(
+        yield compare_equal(
             NAME,
             f"two whole steps, {shown or 'defaults'}: what they move",
             torch.stack([ours for ours, _ in pairs]),
@@ -222,15 +224,15 @@ def _two_steps(
     world: World, rng: random.Random, options: dict[str, Any], filler: int
 ) -> tuple[Tensor, Tensor]:
     """How far the loop and plain Python move the policy's table and the discriminator's."""
-    setup = build(world, NAME, world.logits, world.ref, num_generations=3, **options)
+    setup = build_session(world, NAME, world.logits, world.ref, num_generations=3, **options)
     setup.optimizer = torch.optim.SGD(setup.trainable().values(), lr=1.0)
     now = world
     verdict = verdict_table(world.ref)
     for step in (1, 2):
-        drawn = some(rng, world, 3)
-        shown = some(rng, world, 1)
+        drawn = draw_completions(rng, world, 3)
+        shown = draw_completions(rng, world, 1)
         _loop_step(setup, step, now, drawn, shown, filler)
-        policy, judge = plain_step(now, verdict, drawn, shown, setup.config)
+        policy, judge = recomputed_step(now, verdict, drawn, shown, setup.config)
         now = replace(now, logits=now.logits + policy)
         verdict = verdict + judge
     start = torch.stack([world.logits, verdict_table(world.ref)])
@@ -247,17 +249,17 @@ def _loop_step(
     filler: int,
 ) -> None:
     """One step of the loop on these samples and demonstrations: both networks move."""
-    groups = with_shown(now, _scored(setup, now, drawn, filler), shown, filler=filler)
+    groups = with_demonstrations(now, _scored(setup, now, drawn, filler), shown, filler=filler)
     state = State(step=step)
     loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
 
 
-def some(rng: random.Random, world: World, k: int) -> list[Drawn]:
+def draw_completions(rng: random.Random, world: World, k: int) -> list[Drawn]:
     """k completions of every prompt."""
     return [(x, tuple(rng.choices(range(world.language.N), k=k))) for x in range(len(world.logits))]
 
 
-def plain_step(
+def recomputed_step(
     world: World, verdict: Tensor, drawn: Sequence[Drawn], shown: Sequence[Drawn], o: Any
 ) -> tuple[Tensor, Tensor]:
     """The same in plain Python: what moves the policy's logits, and the discriminator's table."""
@@ -288,7 +290,7 @@ def _imitation_reward(logit: float, name: str) -> float:
     return {"airl": math.log(d / (1 - d)), "gail": -math.log(1 - d), "log_d": math.log(d)}[name]
 
 
-def matched() -> Iterator[Finding]:
+def check_expert_matched() -> Iterator[Finding]:
     """Where it ends: at the expert, where nothing moves.
 
     With the best discriminator, or one that learns at the same time.
@@ -299,7 +301,7 @@ def matched() -> Iterator[Finding]:
     for imitation_reward in NAMED:
         policy, judge = mean_step(at_expert, it.expert * 0, imitation_reward=imitation_reward)
         both = torch.stack([policy, judge])
-        yield same(
+        yield compare_equal(
             NAME, f"{imitation_reward} at pi = pi_E and D = 1/2: nothing moves", both, both * 0
         )
 
@@ -307,15 +309,15 @@ def matched() -> Iterator[Finding]:
         there = replace(it, world=world)
         return mean_step(there, there.gap, learn=False)[0]
 
-    end = follow(it.world, update, 1.0, 12)
+    end = follow_natural_ascent(it.world, update, 1.0, 12)
     # 1e-8: a group's spread below 1e-9 is no signal
-    yield same(
+    yield compare_equal(
         NAME, "I5: airl with D* ends at pi_E", probabilities(end), it.expert.exp(), limit=1e-8
     )
-    yield from learning_together()
+    yield from check_learning_in_turn()
 
 
-def learning_together() -> Iterator[Finding]:
+def check_learning_in_turn() -> Iterator[Finding]:
     """Policy and discriminator that learn in turn."""
     it = make_imitated(3, 1, seed=56)
     world = it.world
@@ -325,8 +327,8 @@ def learning_together() -> Iterator[Finding]:
         shared = (probabilities(world) + it.expert.exp()) / 2
         pull = torch.stack([judge[:, 0, y[0]] for y in world.language.completions], 1)
         logit = logit + 2.0 * pull / shared
-        world = follow(world, lambda _, found=policy: found, 0.25, 1)
-    yield same(
+        world = follow_natural_ascent(world, lambda _, found=policy: found, 0.25, 1)
+    yield compare_equal(
         NAME,
         "I5: policy and discriminator learning side by side end at pi_E",
         probabilities(world),
@@ -334,4 +336,4 @@ def learning_together() -> Iterator[Finding]:
         limit=1e-6,
     )
     half = torch.full_like(logit, 0.5)
-    yield same(NAME, "I5: and D at 1/2", logit.sigmoid(), half, limit=1e-6)
+    yield compare_equal(NAME, "I5: and D at 1/2", logit.sigmoid(), half, limit=1e-6)

@@ -16,17 +16,17 @@ from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.options import defaults
 from laurel.train.session import Session, State
-from laurel.verify.evolution import unmoved
-from laurel.verify.finding import Finding, same
+from laurel.verify.evolution import check_constant_added
+from laurel.verify.finding import Finding, compare_equal
 from laurel.verify.shapes import shapes
-from laurel.verify.single_steps import described, grades_of
+from laurel.verify.single_steps import describe_row, grades_of
 from laurel.verify.world import (
     Describe,
     Drawn,
     World,
     as_groups,
     ascent_of,
-    build,
+    build_session,
     expected_gradient,
     gradient,
     make_world,
@@ -60,14 +60,16 @@ def invariances(*, seed: int = 0, only: str | None = None) -> Iterator[Finding]:
     before = world.logits + 0.3 * drift
     for name, row in ALGORITHMS.items():
         if only in (None, name):
-            yield from unmoved() if row.source.population else of_row(name, world, before)
+            yield from (
+                check_constant_added() if row.source.population else of_row(name, world, before)
+            )
     if only is None:
         yield from shapes()
     small = make_world(3, 2, seed=seed + 11)
     shifted = replace(small, reward=small.reward + 5)
     for name in [name for name in ("reinforce", "reinforce_baseline") if only in (None, name)]:
         found = expected_gradient(shifted, name, 1)
-        yield same(
+        yield compare_equal(
             name,
             "constant added to rewards: the same on average",
             found,
@@ -94,7 +96,9 @@ class Case:
     def setup(self, **more: Any) -> Session:
         """The loop's session, with further options."""
         own = self.options | more
-        return build(self.world, self.name, self.table, self.world.ref, then=self.then, **own)
+        return build_session(
+            self.world, self.name, self.table, self.world.ref, then=self.then, **own
+        )
 
     def gradient(self, groups: list[Group], **more: Any) -> Tensor:
         """The loop's gradient of these groups, [X, S, V]."""
@@ -122,7 +126,7 @@ class Case:
 
     def padded(self) -> list[Group]:
         """The batch and one more long row that nobody could judge."""
-        return joined(self.groups(), self.groups(order=(0,), filler=9))
+        return with_unjudged_group(self.groups(), self.groups(order=(0,), filler=9))
 
 
 def case_of(name: str, world: World, before: Tensor) -> Case:
@@ -147,7 +151,7 @@ def case_of(name: str, world: World, before: Tensor) -> Case:
         {option: value for option, value in asked.items() if option in known},
         drawn,
         rewards,
-        described(world, source),
+        describe_row(world, source),
     )
 
 
@@ -156,23 +160,25 @@ def of_row(name: str, world: World, before: Tensor) -> Iterator[Finding]:
     case = case_of(name, world, before)
     whole = case.gradient(case.groups())
     in_parts = case.gradient(case.groups(), token_budget=9)
-    yield same(name, "micro-batches of 9 tokens instead of one", in_parts, whole)
-    yield same(name, "tokens before the prompt", case.gradient(case.groups(filler=3)), whole)
+    yield compare_equal(name, "micro-batches of 9 tokens instead of one", in_parts, whole)
+    yield compare_equal(
+        name, "tokens before the prompt", case.gradient(case.groups(filler=3)), whole
+    )
     padded = case.gradient(case.padded())
-    yield same(name, "a long row that nobody judged: more padding", padded, whole)
-    dirty = among_rubbish(case.setup(), case.padded())
-    yield same(name, "rubbish in the padding", dirty, whole)
+    yield compare_equal(name, "a long row that nobody judged: more padding", padded, whole)
+    dirty = gradient_among_rubbish(case.setup(), case.padded())
+    yield compare_equal(name, "rubbish in the padding", dirty, whole)
     reordered = case.gradient(case.groups(order=(2, 0, 3, 1)))
-    yield same(name, "prompts in another order", reordered, whole)
+    yield compare_equal(name, "prompts in another order", reordered, whole)
     if len(case.drawn[0][1]) > 1:
         turned = case.gradient(case.groups(turn=1))
-        yield same(name, "samples of a group in another order", turned, whole)
+        yield compare_equal(name, "samples of a group in another order", turned, whole)
     if name in COMPARES:
         shifted = case.gradient(case.groups(added=5.0))
-        yield same(name, "constant added to rewards: the same step", shifted, whole)
+        yield compare_equal(name, "constant added to rewards: the same step", shifted, whole)
 
 
-def among_rubbish(setup: Session, groups: list[Group]) -> Tensor:
+def gradient_among_rubbish(setup: Session, groups: list[Group]) -> Tensor:
     """The gradient of a batch with rubbish wherever there is no trained token.
 
     The rubbish is in ids, log-probabilities and weights.
@@ -190,7 +196,7 @@ def among_rubbish(setup: Session, groups: list[Group]) -> Tensor:
     return ascent_of(setup)[0]
 
 
-def joined(groups: list[Group], extra: list[Group]) -> list[Group]:
+def with_unjudged_group(groups: list[Group], extra: list[Group]) -> list[Group]:
     """The groups and one more that nobody could judge: it adds padding and nothing else."""
     (other,) = extra
     samples = tuple(replace(s, key=replace(s.key, prompt="other")) for s in other.samples)

@@ -25,7 +25,7 @@ from laurel.verify.mutants import (
     changed_columns,
     changed_result,
     replaced_by,
-    swapped,
+    swap_attribute,
     with_replaced,
 )
 from laurel.weight import population
@@ -37,7 +37,7 @@ def kept_on_the_graph(x: Tensor) -> Tensor:
     return x
 
 
-def unlike(right: Function) -> Function:
+def unlikelihood_reward(right: Function) -> Function:
     """`imitation` that pays -log(1 - D) with D turned round."""
 
     def wrong(logit_N: Tensor, imitation_reward: str = "airl") -> Tensor:
@@ -57,12 +57,12 @@ def smoothed_away(right: Function) -> Function:
     return wrong
 
 
-def first_judge(right: Function) -> Function:
+def stale_discriminator(right: Function) -> Function:
     """`judged` by a copy of the discriminator as it was at the first step."""
 
     def wrong(setup: Any, groups: list[Group]) -> list[Group]:
         first = vars(setup).setdefault("first", copy.deepcopy(setup.auxiliary))
-        with swapped(setup, "auxiliary", first):
+        with swap_attribute(setup, "auxiliary", first):
             return right(setup, groups)
 
     return wrong
@@ -84,7 +84,7 @@ def noise_kept(right: Function) -> Function:
     return wrong
 
 
-def added(right: Function) -> Function:
+def sum_of_pair_weights(right: Function) -> Function:
     """`search_gradient` of the sum of a pair's weights."""
     sign = torch.tensor([1.0, -1.0], dtype=torch.float64)
     return lambda weight_M, noise, **how: right(
@@ -132,7 +132,7 @@ def squared_uniforms(right: Function) -> Function:
     """`Decoder.take` with other points of the unit interval."""
 
     def wrong(self: Any, first: int, logits: Tensor, how: tuple) -> None:
-        with swapped(self, "uniforms", self.uniforms.square()):
+        with swap_attribute(self, "uniforms", self.uniforms.square()):
             right(self, first, logits, how)
 
     return wrong
@@ -257,7 +257,7 @@ AUXILIARY = (
     Mutant(
         "-log(1 - D) is paid with D turned round",
         discriminator.imitation,
-        unlike,
+        unlikelihood_reward,
         "told",
         "gail: I1-I3: gail at D*: E[gradient] = -grad 2 JS(pi, pi_E)",
     ),
@@ -278,7 +278,7 @@ AUXILIARY = (
     Mutant(
         "the discriminator of the first step judges for ever",
         adversary.discriminator_scores,
-        first_judge,
+        stale_discriminator,
         "whole steps",
         "gail: two whole steps, defaults: what they move",
     ),
@@ -324,7 +324,7 @@ OTHERS = (
     Mutant(
         "the weights of a pair are added",
         population.search_gradient,
-        added,
+        sum_of_pair_weights,
         "steps",
         "es: one step, defaults",
     ),

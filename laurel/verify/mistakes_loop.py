@@ -21,7 +21,7 @@ from laurel.verify.mutants import (
     changed_arguments,
     changed_result,
     replaced_by,
-    swapped,
+    swap_attribute,
     with_replaced,
 )
 from laurel.verify.world import Recorder
@@ -37,13 +37,13 @@ def by_position(right: Function) -> Function:
             for part in split(*args, **options):
                 yield part.replace(keys=batch.keys[: len(part)])
 
-        with swapped(Batch, "split", misnamed):
+        with swap_attribute(Batch, "split", misnamed):
             return right(setup, batch)
 
     return wrong
 
 
-def only_praised(right: Function) -> Function:
+def keep_positive_weights(right: Function) -> Function:
     """`with_signal` that keeps rows with a positive weight."""
 
     def wrong(setup: Any, batch: Batch) -> Batch:
@@ -57,7 +57,7 @@ def only_praised(right: Function) -> Function:
     return wrong
 
 
-def turned_round(batch: Batch) -> Batch:
+def reverse_weights(batch: Batch) -> Batch:
     """Weights of the rows of each group in reverse order."""
     order = torch.arange(len(batch))
     for which in batch.group_N.unique():
@@ -66,7 +66,7 @@ def turned_round(batch: Batch) -> Batch:
     return batch.replace(weight_NT=batch.weight_NT[order])
 
 
-def one_late(right: Function) -> Function:
+def positions_one_late(right: Function) -> Function:
     """`trained_positions` one to the right, where there is a token to predict."""
 
     def wrong(batch: Batch) -> tuple[Tensor, ...]:
@@ -76,7 +76,7 @@ def one_late(right: Function) -> Function:
     return wrong
 
 
-def by_width(right: Function) -> Function:
+def divide_by_batch_width(right: Function) -> Function:
     """`token_sum_over_const` over the batch's width."""
     return lambda batch, max_completion_length: right(
         batch, max_completion_length=batch.loss_mask_NT.shape[1]
@@ -112,7 +112,7 @@ LOOP = (
     Mutant(
         "the constant length is the padded width",
         unit.token_sum_over_const,
-        by_width,
+        divide_by_batch_width,
         "steps",
         "dr_grpo: one step, max_completion_length=5",
     ),
@@ -151,7 +151,7 @@ LOOP = (
     Mutant(
         "rows with a negative weight are left out",
         loop.with_signal,
-        only_praised,
+        keep_positive_weights,
         "steps",
         "reinforce: one step, defaults",
     ),
@@ -200,7 +200,7 @@ LOOP = (
     Mutant(
         "the prediction is read one position late",
         model.trained_positions,
-        one_late,
+        positions_one_late,
         "steps",
         "sft: one step, defaults",
     ),
@@ -260,7 +260,7 @@ LOOP = (
     Mutant(
         "weights of a group's samples are exchanged",
         loop.weigh,
-        changed_result(turned_round),
+        changed_result(reverse_weights),
         "steps",
         "rloo: one step, defaults",
     ),

@@ -26,12 +26,12 @@ from laurel.verify.mutants import (
 )
 
 
-def one_each(batch: Batch) -> Tensor:
+def length_of_one(batch: Batch) -> Tensor:
     """In `length`'s place: 1 of every row."""
     return torch.ones(len(batch))
 
 
-def pairs_of(score_NT: Tensor, batch: Batch) -> Tensor:
+def count_ordered_pairs(score_NT: Tensor, batch: Batch) -> Tensor:
     """How many ordered pairs each group has: [P]."""
     return by_group(reward.better(batch).sum(1).to(score_NT.dtype), batch)
 
@@ -76,7 +76,7 @@ def over_all_pairs(right: Function) -> Function:
     """`k_wise` whose drawn pairs are divided by all there are."""
 
     def wrong(score_NT: Tensor, batch: Batch, *, pairs_per_prompt: int = 0, **own: Any) -> Tensor:
-        all_P = pairs_of(score_NT, batch)
+        all_P = count_ordered_pairs(score_NT, batch)
         share_P = (all_P.clamp(max=pairs_per_prompt) if pairs_per_prompt else all_P) / all_P.clamp(
             min=1
         )
@@ -88,7 +88,7 @@ def over_all_pairs(right: Function) -> Function:
 def summed_pairs(right: Function) -> Function:
     """`k_wise` that divides by nothing."""
     return lambda score_NT, batch, **own: (
-        right(score_NT, batch, **own) * pairs_of(score_NT, batch).clamp(min=1)
+        right(score_NT, batch, **own) * count_ordered_pairs(score_NT, batch).clamp(min=1)
     )
 
 
@@ -153,7 +153,7 @@ COMPARISONS = (
     Mutant(
         "SimPO sums over tokens",
         preference.simpo,
-        with_replaced(preference, "length", one_each),
+        with_replaced(preference, "length", length_of_one),
         "steps",
         "simpo: one step, defaults",
     ),
@@ -206,7 +206,7 @@ COMPARISONS = (
     Mutant(
         "the chosen answer's likelihood is a sum",
         preference.chosen_nll,
-        with_replaced(preference, "length", one_each),
+        with_replaced(preference, "length", length_of_one),
         "steps",
         "dpo: one step, beta=0.7, rpo_alpha=0.4",
     ),

@@ -23,12 +23,12 @@ from laurel.verify.mutants import (
     changed_record,
     changed_result,
     replaced_by,
-    swapped,
+    swap_attribute,
     with_replaced,
 )
 
 
-def last_first(record: bool) -> Function:
+def chunks_in_reverse(record: bool) -> Function:
     """`in_chunks` with its parts in reverse order, where gradients are recorded, or where not."""
 
     def mistake(right: Function) -> Function:
@@ -52,7 +52,7 @@ def own_head(right: Function) -> Function:
     """`Policy.kl` whose reference has the policy's head."""
 
     def wrong(self: Any, batch: Batch, reference: Any) -> Tensor:
-        with swapped(reference, "head", self.head):
+        with swap_attribute(reference, "head", self.head):
             return right(self, batch, reference)
 
     return wrong
@@ -63,7 +63,7 @@ def only_from_above(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.minimum(x, high)
 
 
-def everywhere(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def all_inside(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """`inside`'s answer, that every token is among these words."""
     return torch.ones_like(found[0]), found[1]
 
@@ -82,7 +82,7 @@ def in_order_of_keys(part: Batch) -> Batch:
 READOUT: Any = vars(model.Policy)["readout"].fget
 
 
-def around_return(batch: Batch) -> Batch:
+def critic_clipped_around_return(batch: Batch) -> Batch:
     """The critic's old values are the returns."""
     found: Any = batch.values
     return batch.replace(values=replace(found, value_NT=found.return_NT))
@@ -95,21 +95,21 @@ SHAPES = (
     Mutant(
         "without a gradient, chunks come in reverse order",
         logprob.in_chunks,
-        last_first(record=False),
+        chunks_in_reverse(record=False),
         "shapes",
         "transformer: head with a bias: log pi without a gradient",
     ),
     Mutant(
         "with a gradient, chunks come in reverse order",
         logprob.in_chunks,
-        last_first(record=True),
+        chunks_in_reverse(record=True),
         "shapes",
         "transformer: head with a bias: log pi",
     ),
     Mutant(
         "every token is looked for in every tile of the vocabulary",
         logprob.ids_in_slice,
-        changed_result(everywhere),
+        changed_result(all_inside),
         "shapes",
         BARE,
     ),
@@ -218,7 +218,7 @@ SHAPES = (
     Mutant(
         "the critic is clipped around the return",
         value.squares,
-        lambda right: lambda v, batch, c: right(v, around_return(batch), c),
+        lambda right: lambda v, batch, c: right(v, critic_clipped_around_return(batch), c),
         "steps",
         MOVED,
     ),

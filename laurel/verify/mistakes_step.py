@@ -38,7 +38,7 @@ def mean_with_zeros(reward_PG: Tensor) -> Tensor:
     return torch.where(useful_PG, reward_PG - reward_PG.nan_to_num(0.0).mean(1, keepdim=True), 0.0)
 
 
-def over_n(right: Function) -> Function:
+def spread_over_n(right: Function) -> Function:
     """`spread` over n, not n - 1."""
 
     def wrong(reward_PG: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def product_of_ratios(logp_NT: Tensor, batch: Batch) -> Tensor:
     return unit.trained(total_N1.expand_as(logp_NT), batch)
 
 
-def at_padding(right: Function) -> Function:
+def whiten_with_padding(right: Function) -> Function:
     """`whiten` by mean and spread of every slot."""
     return lambda x_NT, mask_NT, **how: torch.where(
         mask_NT, right(x_NT, torch.ones_like(mask_NT), **how), 0.0
@@ -78,7 +78,9 @@ WEIGHTS = (
         "steps",
         "rloo: one step, defaults",
     ),
-    Mutant("the spread divides by n", group.spread, over_n, "steps", "grpo: one step, defaults"),
+    Mutant(
+        "the spread divides by n", group.spread, spread_over_n, "steps", "grpo: one step, defaults"
+    ),
     Mutant(
         "the batch's spread is used for the group's",
         group.standardised,
@@ -168,7 +170,7 @@ WEIGHTS = (
     Mutant(
         "whitening looks at padding",
         token.whiten,
-        at_padding,
+        whiten_with_padding,
         "steps",
         "reinforce_pp: one step, defaults",
     ),

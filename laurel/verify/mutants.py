@@ -58,7 +58,7 @@ class Verdict:
 
 
 @contextmanager
-def swapped(owner: Any, name: str, other: Any) -> Iterator[None]:
+def swap_attribute(owner: Any, name: str, other: Any) -> Iterator[None]:
     """An attribute of a module, a class or an object is `other` within the context."""
     before = vars(owner).get(name, MISSING)
     setattr(owner, name, other)
@@ -125,7 +125,7 @@ def with_replaced(owner: Any, name: str, other: Any) -> Mistake:
 
     def mistake(right: Function) -> Function:
         def wrong(*args: Any, **options: Any) -> Any:
-            with swapped(owner, name, other):
+            with swap_attribute(owner, name, other):
                 return right(*args, **options)
 
         return wrong
@@ -134,7 +134,7 @@ def with_replaced(owner: Any, name: str, other: Any) -> Mistake:
 
 
 @contextmanager
-def broken(mutant: Mutant) -> Iterator[None]:
+def plant_mistake(mutant: Mutant) -> Iterator[None]:
     """The mistake, for as long as the context lasts."""
     function: Any = inspect.unwrap(mutant.function)
     was = function.__code__, function.__defaults__, function.__kwdefaults__
@@ -149,7 +149,7 @@ def broken(mutant: Mutant) -> Iterator[None]:
 
     # A wrapper or a table that holds the function sees no difference: it is the same object, with
     # the same signature.
-    with swapped(function, "__signature__", signature):
+    with swap_attribute(function, "__signature__", signature):
         function.__code__, function.__defaults__ = detour.__code__, None
         function.__kwdefaults__ = {"_wrong": mutant.mistake(right)}
         try:
@@ -181,7 +181,7 @@ def hunt(mutant: Mutant, checks: Callable[[], Iterable[Finding]]) -> Verdict:
 
     A check that stops with an error has noticed, too.
     """
-    with broken(mutant):
+    with plant_mistake(mutant):
         try:
             for finding in checks():
                 if not finding.passed:

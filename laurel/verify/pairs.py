@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from laurel.verify.expected_gradients import ascent
-from laurel.verify.finding import Finding, apart, same
-from laurel.verify.fixed_points import Update, follow, probabilities
+from laurel.verify.finding import Finding, compare_different, compare_equal
+from laurel.verify.fixed_points import Update, follow_natural_ascent, probabilities
 from laurel.verify.language import best_of_n, optimum
 from laurel.verify.world import (
     World,
     as_groups,
-    build,
+    build_session,
     expected_gradient,
     gradient,
     make_world,
@@ -37,12 +37,12 @@ RATES = {"dpo": 6.0, "cdpo": 6.0, "simpo": 4.0, "dpop": 2.0}
 """The rate of a step on the way to an end: near 1 / slope, so that some twenty steps do."""
 
 
-def graded(world: World) -> World:
+def at_temperature_one(world: World) -> World:
     """The same world at temperature 1: rows of data have none."""
     return replace(world, temperature=1.0)
 
 
-def preferred(world: World, flips: float = 0.0) -> list[Shown]:
+def all_preference_pairs(world: World, flips: float = 0.0) -> list[Shown]:
     """Every ordered pair (preferred, other) of different answers, uniform over pairs.
 
     Labels are exchanged with probability `flips`.
@@ -64,7 +64,7 @@ def mean_step(world: World, name: str, shown: list[Shown], **options: Any) -> Te
     One call of the loop: every comparison becomes a prompt of its own.
     """
     which = torch.tensor([x for x, *_ in shown])
-    setup = build(world, name, world.logits[which], world.ref[which], **options)
+    setup = build_session(world, name, world.logits[which], world.ref[which], **options)
     drawn = [(at, members) for at, (_, members, _, _) in enumerate(shown)]
     rewards = [rewards for _, _, rewards, _ in shown]
     groups = as_groups(world, drawn, rewards=rewards, table=world.logits[which], supervised=True)
@@ -74,14 +74,14 @@ def mean_step(world: World, name: str, shown: list[Shown], **options: Any) -> Te
 
 def population() -> Iterator[Finding]:
     """Expected gradients of the preference rows, at the start and at the policies of theory."""
-    world = graded(make_world(3, 2, seed=30))
+    world = at_temperature_one(make_world(3, 2, seed=30))
     start = replace(world, logits=world.ref)
-    law = preferred(world)
+    law = all_preference_pairs(world)
     yield from at_reference(start, law)
     yield from without_reference(start, law)
-    yield from labelled(start)
+    yield from check_kto(start)
     yield from sampled_pairs(start)
-    yield from ranked(start)
+    yield from check_rrhf(start)
 
 
 def at_reference(start: World, law: list[Shown]) -> Iterator[Finding]:
@@ -97,13 +97,13 @@ def at_reference(start: World, law: list[Shown]) -> Iterator[Finding]:
         ("robust_dpo", {"label_smoothing": 0.2}, 0.5 / 0.6),
         ("cdpo", {"label_smoothing": 0.2}, 0.3),
     ):
-        yield same(
+        yield compare_equal(
             name,
             f"at the reference: {factor:.4g} beta (E grad lp_w - E grad lp_l)",
             mean_step(start, name, law, beta=BETA, **own),
             factor * BETA * slope,
         )
-    yield same(
+    yield compare_equal(
         "ipo",
         "at the reference: (E grad lp_w - E grad lp_l) / beta",
         mean_step(start, "ipo", law, beta=BETA),
@@ -120,13 +120,13 @@ def sampled_pairs(start: World) -> Iterator[Finding]:
     above = (p_XN[:, None, :] * better_XNN).sum(2)
     found = expected_comparison(start, "online_dpo", beta=BETA)
     share_X = (1 - (p_XN**2).sum(1))[:, None, None]
-    yield same(
+    yield compare_equal(
         "online_dpo",
         "at the reference: beta E[P(worse) - P(better)] grad lp, given a difference",
         found,
         BETA * ascent(start, above) / share_X,
     )
-    yield apart(
+    yield compare_different(
         "online_dpo",
         f"its reward is a rank: not grad J ({informative:.3f} of pairs differ)",
         found,
@@ -155,7 +155,7 @@ def without_reference(world: World, law: list[Shown]) -> Iterator[Finding]:
             down = push.rejected * score[x, other] / (rejected.length if push.per_token else 1)
             truth[x] += p * push.both * (up - down)
         found = mean_step(moved, name, law, beta=BETA, **own)
-        yield same(name, "mean over the law, written out", found, truth)
+        yield compare_equal(name, "mean over the law, written out", found, truth)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def dpop_push(chosen: Likelihood, rejected: Likelihood) -> Push:
     return Push(push, 1 + 2.0 * (chosen.gain < 0), 1.0, per_token=False)
 
 
-def labelled(world: World) -> Iterator[Finding]:
+def check_kto(world: World) -> Iterator[Finding]:
     """KTO at the reference: beta/4 (2 P(good) - 1) grad lp.
 
     There sigma' = 1/4 and the reference point is 0.
@@ -234,7 +234,7 @@ def labelled(world: World) -> Iterator[Finding]:
             shown.append((x, (n, 0), (1.0, 0.0), chance))
             shown.append((x, (n, 0), (-1.0, 0.0), 1 / X / N - chance))
     truth = ascent(world, (2 * good - 1) / N / probabilities(world)) * BETA / 4
-    yield same(
+    yield compare_equal(
         "kto",
         "at the reference: beta/4 (2 P(good) - 1) grad lp",
         mean_step(world, "kto", shown, beta=BETA),
@@ -242,14 +242,14 @@ def labelled(world: World) -> Iterator[Finding]:
     )
 
 
-def ranked(world: World) -> Iterator[Finding]:
+def check_rrhf(world: World) -> Iterator[Finding]:
     """RRHF climbs the likelihood of the best and the hinges in the wrong order, per token.
 
     Both are means over groups of two.
     """
     p_XN = probabilities(world)
     truth = ascent(world, rrhf_weights(world) / p_XN / world.language.length_N)
-    yield same(
+    yield compare_equal(
         "rrhf",
         "E over groups of two: best - hinges in the wrong order",
         expected_comparison(world, "rrhf", every=True),
@@ -282,48 +282,50 @@ def expected_comparison(world: World, name: str, *, every: bool = False, **optio
     return expected_gradient(world, name, 2, only_informative=not every, **options)
 
 
-def ends() -> Iterator[Finding]:
+def check_fixed_points() -> Iterator[Finding]:
     """Where the preference rows end."""
-    world = graded(make_world(3, 2, seed=31))
+    world = at_temperature_one(make_world(3, 2, seed=31))
     goal = optimum(world.language.logp(world.ref), world.reward, BETA)
     at_goal = replace(world, logits=world.language.logits_of(goal.exp()))
-    law, noisy = preferred(world), preferred(world, flips=0.2)
-    yield same(
+    law, noisy = all_preference_pairs(world), all_preference_pairs(world, flips=0.2)
+    yield compare_equal(
         "dpo",
         "P1: at pi* = ref exp(R/beta)/Z the gradient is 0",
         mean_step(at_goal, "dpo", law, beta=BETA),
         world.logits * 0,
     )
     found = mean_step(at_goal, "robust_dpo", noisy, beta=BETA, label_smoothing=0.2)
-    yield same("robust_dpo", "P7: one label in five flipped: still pi*", found, world.logits * 0)
-    yield apart(
+    yield compare_equal(
+        "robust_dpo", "P7: one label in five flipped: still pi*", found, world.logits * 0
+    )
+    yield compare_different(
         "dpo",
         "P7: flipped labels move plain DPO away from pi*",
         mean_step(at_goal, "dpo", noisy, beta=BETA) + 1,
         world.logits * 0 + 1,
     )
     some = [shown for shown in law if shown[1][0] < 5 and shown[1][1] < 5]
-    yield same(
+    yield compare_equal(
         "dpo",
         "P3: another law of pairs: the same optimum",
         mean_step(at_goal, "dpo", some, beta=BETA),
         world.logits * 0,
     )
-    yield from identity(world)
-    yield from two_answers()
+    yield from check_ipo(world)
+    yield from check_two_answers()
 
 
-def identity(world: World) -> Iterator[Finding]:
+def check_ipo(world: World) -> Iterator[Finding]:
     """P8, IPO: pairs of answers drawn from mu end at ref exp(P(y better than mu) / tau) / Z."""
     N = world.language.N
     mu = torch.full((N,), 1.0 / N, dtype=torch.float64)
     # a pair of equal answers teaches nothing
-    law = [(x, pair, own, p * (N - 1) / N) for x, pair, own, p in preferred(world)]
+    law = [(x, pair, own, p * (N - 1) / N) for x, pair, own, p in all_preference_pairs(world)]
     better = torch.sigmoid(world.reward[:, :, None] - world.reward[:, None, :])
     tilt = (better * mu).sum(2) / BETA
     goal = (world.language.logp(world.ref) + tilt).log_softmax(1)
     at_goal = replace(world, logits=world.language.logits_of(goal.exp()))
-    yield same(
+    yield compare_equal(
         "ipo",
         "P8: at ref exp(P(y > mu)/tau)/Z the gradient is 0",
         mean_step(at_goal, "ipo", law, beta=BETA),
@@ -390,23 +392,23 @@ def log_sigmoid(x: float) -> float:
     return -math.log1p(math.exp(-x))
 
 
-def two_answers() -> Iterator[Finding]:
+def check_two_answers() -> Iterator[Finding]:
     """Two one-token answers: each row ends at the root of one equation.
 
     Completion 0 is the end token alone, token 1; completion 1 is token 0.
     """
-    bandit = graded(make_world(2, 1, X=1, seed=32))
-    law = preferred(bandit)
+    bandit = at_temperature_one(make_world(2, 1, X=1, seed=32))
+    law = all_preference_pairs(bandit)
     two = TwoAnswers(
         float(torch.sigmoid(bandit.reward[0, 0] - bandit.reward[0, 1])),
         float(bandit.ref[0, 0, 1] - bandit.ref[0, 0, 0]),
     )
     for name, says, options, slope in equations(two):
         update = lambda w, n=name, o=options: mean_step(w, n, law, beta=BETA, **o)  # noqa: E731
-        end = follow(bandit, update, RATES.get(name, 1.0), 400)
+        end = follow_natural_ascent(bandit, update, RATES.get(name, 1.0), 400)
         theta = end.logits[0, 0, 1] - end.logits[0, 0, 0]
-        yield same(name, f"two answers: {says}", theta, root_of(slope))
-    yield from unbounded(bandit)
+        yield compare_equal(name, f"two answers: {says}", theta, root_of(slope))
+    yield from check_unbounded(bandit)
 
 
 Equation = tuple[str, str, dict[str, float], Callable[[float], float]]
@@ -438,7 +440,7 @@ def root_of(slope: Callable[[float], float]) -> float:
     return low
 
 
-def unbounded(bandit: World) -> Iterator[Finding]:
+def check_unbounded(bandit: World) -> Iterator[Finding]:
     """Rows without a finite end here: KTO and online DPO, where what is better takes everything.
 
     RRHF's likelihood is best at best-of-G.
@@ -453,7 +455,7 @@ def unbounded(bandit: World) -> Iterator[Finding]:
         end = bandit
         for _ in range(200):
             if float(probabilities(end)[0, better]) < 0.95:
-                end = follow(end, update, 1.0, 1)
+                end = follow_natural_ascent(end, update, 1.0, 1)
         p = float(probabilities(end)[0, better])
         takes_all = "no finite end: the better answer takes all"
         yield Finding(name, takes_all, "> .95", f"{p:.4f}", 1 - p, 0.05)
@@ -470,7 +472,7 @@ def fitted_to_best(bandit: World) -> Iterator[Finding]:
     best_p = best_of_n(probabilities(sure), sure.reward, 2)
     best = replace(sure, logits=sure.language.logits_of(best_p))
     found = expected_gradient(best, "rrhf", 2, old=sure.logits)
-    yield same(
+    yield compare_equal(
         "rrhf",
         "answers in the right order: fitted to best-of-2, gradient 0",
         found,

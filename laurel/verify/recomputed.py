@@ -20,7 +20,7 @@ from torch import Tensor
 from laurel.verify.heads import some_tables
 from laurel.verify.recomputed_ilql import LOGGED
 from laurel.verify.recomputed_pairs import PUSH, Answer, pushes
-from laurel.verify.recomputed_scores import SCORED, imitated
+from laurel.verify.recomputed_scores import SCORED, imitation_pulls
 from laurel.verify.world import Describe, World, value_table
 
 Drawn = Sequence[tuple[int, Sequence[int]]]
@@ -90,7 +90,7 @@ def is_flat(numbers: Sequence[float]) -> bool:
     return max(numbers) - min(numbers) <= 1e-9 * max(map(abs, numbers))
 
 
-def as_it_is(c: Compared) -> float:
+def raw_reward(c: Compared) -> float:
     """R."""
     return c.v
 
@@ -106,43 +106,43 @@ def leave_one_out(c: Compared) -> float:
     return c.v - fmean(others) if others else 0.0
 
 
-def centred(c: Compared) -> float:
+def centred_reward(c: Compared) -> float:
     """R minus the group's mean."""
     return 0.0 if c.flat else c.v - fmean(c.present)
 
 
-def standardised(c: Compared) -> float:
+def standardised_reward(c: Compared) -> float:
     """R minus the group's mean, over the spread (ddof 1, + 1e-4) of the group or the batch."""
     if c.flat or c.o.scale_rewards == "none":
-        return centred(c)
+        return centred_reward(c)
     spread = stdev(c.batch if c.o.scale_rewards == "batch" else c.present)
-    return centred(c) / (spread + EPS)
+    return centred_reward(c) / (spread + EPS)
 
 
-def selected(c: Compared) -> float:
+def is_imitated(c: Compared) -> float:
     """1 for what is imitated, else 0."""
     best = c.group.index(max(c.present))
     chosen = {
         "best": c.i == best,
         "above": c.v >= c.o.bar,
-        "over_mean": centred(c) > 0,
+        "over_mean": centred_reward(c) > 0,
     }
     return float(chosen[c.o.keep])
 
 
 ADVANTAGE: dict[str, Callable[[Compared], float]] = {
-    "sft": as_it_is,
-    "reinforce": as_it_is,
+    "sft": raw_reward,
+    "reinforce": raw_reward,
     "reinforce_baseline": minus_baseline,
     "rloo": leave_one_out,
-    "raft": selected,
-    "hindsight": as_it_is,
+    "raft": is_imitated,
+    "hindsight": raw_reward,
     "gail": leave_one_out,
-    "grpo": standardised,
-    "dr_grpo": centred,
-    "dapo": standardised,
-    "gspo": standardised,
-    "cispo": standardised,
+    "grpo": standardised_reward,
+    "dr_grpo": centred_reward,
+    "dapo": standardised_reward,
+    "gspo": standardised_reward,
+    "cispo": standardised_reward,
 }
 
 
@@ -179,7 +179,7 @@ def returns_to_go(r: Row, coef: float, o: Any) -> list[float]:
     return [(r.reward or 0.0) - coef * sum(k1[t:]) for t in range(len(k1))]
 
 
-def generalised(r: Row, coef: float, o: Any) -> list[float]:
+def generalised_advantages(r: Row, coef: float, o: Any) -> list[float]:
     """GAE, from the last token backwards.
 
     A_t = delta_t + gamma lam A_(t+1),    delta_t = r_t + gamma V_(t+1) - V_t
@@ -196,7 +196,7 @@ def generalised(r: Row, coef: float, o: Any) -> list[float]:
     return out
 
 
-def whitened(
+def whitened_weights(
     of: Callable[[Row, float, Any], list[float]],
     groups: Sequence[Sequence[Row]],
     coef: float,
@@ -219,13 +219,13 @@ def whitened(
 
 
 BY_TOKEN: dict[str, Callable[..., Weights]] = {
-    "reinforce_pp": partial(whitened, returns_to_go),
-    "ppo": partial(whitened, generalised),
-    "ppo_max": partial(whitened, generalised),
+    "reinforce_pp": partial(whitened_weights, returns_to_go),
+    "ppo": partial(whitened_weights, generalised_advantages),
+    "ppo_max": partial(whitened_weights, generalised_advantages),
 }
 
 
-def normalised(rewards: Rewards, o: Any) -> Rewards:
+def normalised_rewards(rewards: Rewards, o: Any) -> Rewards:
     """PPO-max: rewards less the mean of all so far, over their deviation, clipped.
 
     There is one batch, so its mean is that of all so far. Rewards of other rows stay as they are.
@@ -249,7 +249,7 @@ def plain_likelihood(r: Row, weight: Sequence[float], o: Any) -> list[float]:
     return list(weight)
 
 
-def clipped(r: Row, weight: Sequence[float], o: Any) -> list[float]:
+def clipped_weights(r: Row, weight: Sequence[float], o: Any) -> list[float]:
     """PPO: ratio A inside the bounds or on the harmless side of them, else nothing.
 
     Beyond delta a negative A is silent, too.
@@ -264,14 +264,14 @@ def clipped(r: Row, weight: Sequence[float], o: Any) -> list[float]:
     return out
 
 
-def whole_sequence(r: Row, weight: Sequence[float], o: Any) -> list[float]:
+def sequence_ratio_weights(r: Row, weight: Sequence[float], o: Any) -> list[float]:
     """GSPO: one ratio, the geometric mean over the tokens, at every token."""
     s = math.exp(fmean(a - b for a, b in zip(r.logp, r.old, strict=True)))
     active = s <= 1 + o.epsilon_high if weight[0] > 0 else s >= 1 - o.epsilon
     return [s * weight[0] * active] * len(r.logp)
 
 
-def capped(r: Row, weight: Sequence[float], o: Any) -> list[float]:
+def capped_weights(r: Row, weight: Sequence[float], o: Any) -> list[float]:
     """CISPO: the ratio, at most epsilon_high, times A."""
     ratios = [math.exp(new - old) for new, old in zip(r.logp, r.old, strict=True)]
     return [min(ratio, o.epsilon_high) * a for ratio, a in zip(ratios, weight, strict=True)]
@@ -284,15 +284,15 @@ COEFFICIENT: dict[str, Callable[[Row, Sequence[float], Any], list[float]]] = {
     "rloo": plain_likelihood,
     "gail": plain_likelihood,
     "raft": plain_likelihood,
-    "grpo": clipped,
-    "dr_grpo": clipped,
-    "dapo": clipped,
-    "reinforce_pp": clipped,
-    "ppo": clipped,
-    "ppo_max": clipped,
+    "grpo": clipped_weights,
+    "dr_grpo": clipped_weights,
+    "dapo": clipped_weights,
+    "reinforce_pp": clipped_weights,
+    "ppo": clipped_weights,
+    "ppo_max": clipped_weights,
     "hindsight": plain_likelihood,
-    "gspo": whole_sequence,
-    "cispo": capped,
+    "gspo": sequence_ratio_weights,
+    "cispo": capped_weights,
 }
 """What multiplies grad log pi(x_t), token by token.
 
@@ -300,7 +300,7 @@ It is the derivative of the row's objective at this ratio.
 """
 
 
-def units(rows: Sequence[Row], o: Any) -> tuple[list[float], float]:
+def unit_sizes(rows: Sequence[Row], o: Any) -> tuple[list[float], float]:
     """What a token of each row is multiplied by, and what everything is divided by."""
     by_length = o.loss_aggregation == "seq_mean_token_mean"
     share = [1.0 / len(r.logp) if by_length else 1.0 for r in rows]
@@ -344,7 +344,7 @@ def rows_of(world: World, drawn: Drawn, rewards: Rewards, o: Any, old: Tensor) -
     )
     return [
         [row_of(world, tables, x, n, r, o) for n, r in zip(members, group, strict=True)]
-        for (x, members), group in zip(drawn, normalised(rewards, o), strict=True)
+        for (x, members), group in zip(drawn, normalised_rewards(rewards, o), strict=True)
     ]
 
 
@@ -356,7 +356,7 @@ def row_of(world: World, tables: TokenTables, x: int, n: int, reward: float | No
     bootstrapped = bool(cut and o.bootstrap_truncated)
     return Row(
         x,
-        None if reward is None else shaped(reward, length, cut, o),
+        None if reward is None else shaped_reward(reward, length, cut, o),
         tables.logp[x][n][:length],
         tables.old[x][n][:length],
         tables.ref[x][n][:length],
@@ -368,7 +368,7 @@ def row_of(world: World, tables: TokenTables, x: int, n: int, reward: float | No
     )
 
 
-def shaped(reward: float, length: int, cut: bool, o: Any) -> float:
+def shaped_reward(reward: float, length: int, cut: bool, o: Any) -> float:
     """The reward less what is taken off long and cut completions; 0 of a bootstrapped one."""
     if cut and o.bootstrap_truncated:
         return 0.0
@@ -395,7 +395,7 @@ def critic(
             if not r.trained or r.reward is None:
                 continue
             tokens += len(r.logp)
-            for t, advantage in enumerate(generalised(r, coef, o)):
+            for t, advantage in enumerate(generalised_advantages(r, coef, o)):
                 s = int(world.language.state_NT[n, t])
                 goal = advantage + r.value[t]
                 out[x, s] += value_push(goal, r.value[t], float(now[x, s]), o)
@@ -451,7 +451,7 @@ def from_weights(
     T = temperature(world, o)
     score = world.language.token_scores(world.logits / T)
     weights = advantages(name, groups, o, running_mean)
-    share, total = units([r for group in groups for r in group], o)
+    share, total = unit_sizes([r for group in groups for r in group], o)
     out = torch.zeros_like(world.logits)
     at = 0
     for (x, members), group, weight in zip(drawn, groups, weights, strict=True):
@@ -495,7 +495,7 @@ def add_imitation(
 ) -> None:
     """Add what a reward model's imitation term pulls at prompt x of the table read as logits."""
     lengths = [int(world.language.length_N[n]) for n in members]
-    for n, share in zip(members, imitated(grades, lengths, o), strict=True):
+    for n, share in zip(members, imitation_pulls(grades, lengths, o), strict=True):
         if share:
             score = world.language.token_scores(world.logits[x : x + 1])[0, n].sum(0)
             out[x] += share * score

@@ -203,7 +203,7 @@ Compared = Sequence[tuple[Answer, bool]]
 
 def pushes(name: str, groups: Sequence[Compared], o: Any) -> tuple[list[Slopes], int]:
     """Per answer the coefficient of grad lp, and the number of comparisons."""
-    graded = [regraded(name, group) for group in groups]
+    graded = [with_row_grades(name, group) for group in groups]
     z = reference_point(graded)
     out: list[Slopes] = []
     count = 0
@@ -216,7 +216,7 @@ def pushes(name: str, groups: Sequence[Compared], o: Any) -> tuple[list[Slopes],
     return out, count
 
 
-def regraded(name: str, group: Compared) -> Compared:
+def with_row_grades(name: str, group: Compared) -> Compared:
     """The same answers, their grades as the row sees them."""
     rewards = [a.grade if judged else None for a, judged in group]
     grades = GRADED.get(name, rewards_themselves)(rewards)

@@ -24,7 +24,7 @@ Pulls = tuple[list[list[float]], int]
 """Per answer and token the pull; and how many units the row counts."""
 
 
-def on_last(scores: Scores, pulls: Sequence[float]) -> Pulls:
+def pull_last_tokens(scores: Scores, pulls: Sequence[float]) -> Pulls:
     """A pull at the last token of each answer; the row is one unit."""
     out: list[list[float]] = []
     for row, pull in zip(scores, pulls, strict=True):
@@ -33,7 +33,7 @@ def on_last(scores: Scores, pulls: Sequence[float]) -> Pulls:
     return out, 1
 
 
-def last_of(scores: Scores) -> list[float]:
+def last_scores(scores: Scores) -> list[float]:
     """The score of each answer: that of its last token."""
     return [row[-1] for row in scores]
 
@@ -49,7 +49,7 @@ def bradley_terry(
     w ((1 - e) sigma(-h) - e sigma(h)) up for the chosen answer and down for the rejected one, and
     -2 w c (r_w + r_l) for both.
     """
-    r = last_of(scores)
+    r = last_scores(scores)
     w = o.reward_coef * abs(grades[0])
     sign = [math.copysign(1.0, grade) for grade in grades]
     asked = row.get("margin", 0.0) if o.use_margin else 0.0
@@ -60,7 +60,7 @@ def bradley_terry(
     push = w * (right - flipped)
     centre = 2 * w * o.center_rewards_coefficient * sum(r)
     pulls = [s * push - centre for s in sign]
-    return on_last(scores, pulls)
+    return pull_last_tokens(scores, pulls)
 
 
 def k_wise(
@@ -73,12 +73,12 @@ def k_wise(
 
     With pairs_per_prompt it is the mean over that many pairs, those whose lots are lowest.
     """
-    r = last_of(scores)
+    r = last_scores(scores)
     w = o.reward_coef * min(map(abs, grades))
     ordered = permutations(range(len(r)), 2)
     pairs = [(i, j) for i, j in ordered if grades[i] > grades[j]]
     if o.pairs_per_prompt:
-        pairs.sort(key=lambda pair: lot(row["prompt"], *pair))
+        pairs.sort(key=lambda pair: hashed_draw(row["prompt"], *pair))
         del pairs[o.pairs_per_prompt :]
     pulls = [0.0] * len(grades)
     for i, j in pairs:
@@ -86,10 +86,10 @@ def k_wise(
         push = w * sigma(gap) / len(pairs)
         pulls[i] += push
         pulls[j] -= push
-    return on_last(scores, pulls)
+    return pull_last_tokens(scores, pulls)
 
 
-def lot(prompt: str, i: int, j: int) -> str:
+def hashed_draw(prompt: str, i: int, j: int) -> str:
     """The lot of a pair of answers, whatever their order."""
     name = f"{prompt}|0|{min(i, j)}|{max(i, j)}"
     return sha256(name.encode()).hexdigest()
@@ -102,7 +102,7 @@ def plackett_luce(
     row: Columns,
 ) -> Pulls:
     """For every choice of a best among those left: 1 - softmax for it, -softmax for the others."""
-    r = last_of(scores)
+    r = last_scores(scores)
     w = o.reward_coef * min(map(abs, grades))
     pulls = [0.0] * len(grades)
     answers = range(len(r))
@@ -112,10 +112,10 @@ def plackett_luce(
         for j in left:
             softmax = math.exp(r[j]) / total
             pulls[j] += w * ((j == i) - softmax)
-    return on_last(scores, pulls)
+    return pull_last_tokens(scores, pulls)
 
 
-def imitated(grades: Grades, lengths: Sequence[int], o: Any) -> list[float]:
+def imitation_pulls(grades: Grades, lengths: Sequence[int], o: Any) -> list[float]:
     """What the log-probability of each answer is pulled by, per token.
 
     beta w / length, shared by the best answers; 0 where no answer is better than another.

@@ -27,7 +27,7 @@ from laurel.train.adversary import with_demonstrations
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.session import State
 from laurel.verify.expected_gradients import PER_ROW, group_weight
-from laurel.verify.finding import Finding, same, sampled
+from laurel.verify.finding import Finding, compare_equal, compare_sampled_mean
 from laurel.verify.language import Language
 from laurel.verify.world import Recorder, ascent_of, setup_of
 
@@ -122,7 +122,7 @@ def samplers(*, draws: int, seed: int = 0) -> Iterator[Finding]:
     llama = make_llama(seed)
     with torch.no_grad():
         logp = llama.logp().double()
-    yield same(
+    yield compare_equal(
         "transformer",
         "156 completions of each prompt sum to 1",
         logp.exp().sum(1),
@@ -148,20 +148,20 @@ def samplers(*, draws: int, seed: int = 0) -> Iterator[Finding]:
 def transformer(*, seed: int = 0) -> Iterator[Finding]:
     """A transformer's steps in micro-batches of another size, and a discriminator's logits."""
     llama = make_llama(seed)
-    groups = drawn(llama, 3, 0, seed)
-    yield from splits(llama, groups)
-    yield from discriminator(llama, groups)
+    groups = draw_groups(llama, 3, 0, seed)
+    yield from check_microbatches(llama, groups)
+    yield from check_discriminator(llama, groups)
 
 
-def drawn(llama: Llama, count: int, step: int, seed: int, size: int = G) -> list[Group]:
+def draw_groups(llama: Llama, count: int, step: int, seed: int, size: int = G) -> list[Group]:
     """`count` groups of `size` of each prompt from the library's sampler, rewarded."""
     rows = [replace(row, id=f"{row.id}.{i}") for i in range(count) for row in llama.rows]
     groups = rollout(Sampler(llama.policy), rows, Draw("verify", step, seed, size, H, TEMPERATURE))
     X = len(llama.rows)
-    return [rewarded(llama, group, i % X) for i, group in enumerate(groups)]
+    return [with_rewards(llama, group, i % X) for i, group in enumerate(groups)]
 
 
-def rewarded(llama: Llama, group: Group, x: int) -> Group:
+def with_rewards(llama: Llama, group: Group, x: int) -> Group:
     """A group of prompt x with its rewards."""
     rewards = tuple(llama.reward[x, sample.completion_ids] for sample in group.samples)
     return replace(group, rewards=rewards)
@@ -170,7 +170,7 @@ def rewarded(llama: Llama, group: Group, x: int) -> Group:
 def sampler(name: str, llama: Llama, logp_XN: Tensor, draws: int, seed: int) -> Iterator[Finding]:
     """Counts and log-probabilities of this sampler's completions against the listed ones."""
     X = len(llama.rows)
-    groups = drawn(llama, draws // TOGETHER // X, 0, seed, TOGETHER)
+    groups = draw_groups(llama, draws // TOGETHER // X, 0, seed, TOGETHER)
     where = {ids: n for n, ids in enumerate(llama.completions)}
     gaps: list[Tensor] = []
     for x in range(X):
@@ -257,10 +257,10 @@ def reward_gradient(llama: Llama, factor_X: Tensor) -> Tensor:
     """The gradient of E[R], the expectation of each prompt times a factor, as one vector."""
     mean_X = (llama.logp().exp() * llama.reward_table()).sum(1)
     parameters = list(llama.policy.trainable().values())
-    return flat(torch.autograd.grad((mean_X * factor_X).mean(), parameters))
+    return flat_vector(torch.autograd.grad((mean_X * factor_X).mean(), parameters))
 
 
-def flat(tensors: Sequence[Tensor]) -> Tensor:
+def flat_vector(tensors: Sequence[Tensor]) -> Tensor:
     """All entries as one vector, float64."""
     return torch.cat([x.flatten() for x in tensors]).double()
 
@@ -270,12 +270,12 @@ def gradients(llama: Llama, batches: int, seed: int) -> Iterator[Finding]:
     rows = expectations(llama)
     found: dict[str, list[float]] = {row.name: [] for row in rows}
     for step in range(1, batches + 1):
-        groups = drawn(llama, GROUPS, step, seed)
+        groups = draw_groups(llama, GROUPS, step, seed)
         for row in rows:
             step_gradient = flat_gradient(llama, row.name, groups, running_mean=0.3, **row.options)
             found[row.name].append(float(step_gradient @ row.truth / row.truth.norm()))
     for row in rows:
-        yield sampled(
+        yield compare_sampled_mean(
             row.name,
             f"mean gradient along {row.says}",
             torch.tensor(found[row.name]),
@@ -309,26 +309,26 @@ def flat_gradient(
         setup.auxiliary = make_discriminator(llama.policy)
     state = State(step=1, running_mean=running_mean)
     loop.update(setup, state, loop.weigh(setup, state, groups, Sums()), Sums())
-    return flat(ascent_of(setup))
+    return flat_vector(ascent_of(setup))
 
 
-def splits(llama: Llama, groups: list[Group]) -> Iterator[Finding]:
+def check_microbatches(llama: Llama, groups: list[Group]) -> Iterator[Finding]:
     """Micro-batches of a transformer, float32: prompts of unequal length share a batch or not."""
     for name, row in ALGORITHMS.items():
         if row.trained.head or row.source.population:
             continue
         whole = flat_gradient(llama, name, groups, token_budget=1 << 14)
         split = flat_gradient(llama, name, groups, token_budget=24)
-        yield single("transformer: micro-batches of 24 tokens", split, whole, name)
+        yield compare_float32("transformer: micro-batches of 24 tokens", split, whole, name)
 
 
-def single(quantity: str, measured: Tensor, expected: Tensor, name: str) -> Finding:
+def compare_float32(quantity: str, measured: Tensor, expected: Tensor, name: str) -> Finding:
     """Two tensors of a float32 model that must be equal to 1e-5."""
-    found = same(name, quantity, measured, expected, limit=1e-5)
+    found = compare_equal(name, quantity, measured, expected, limit=1e-5)
     return replace(found, precision="float32")
 
 
-def discriminator(llama: Llama, groups: list[Group]) -> Iterator[Finding]:
+def check_discriminator(llama: Llama, groups: list[Group]) -> Iterator[Finding]:
     """A discriminator's body on demonstrations and samples of the loop.
 
     Each row goes by itself, unpadded, and a step in micro-batches of two sizes.
@@ -339,11 +339,11 @@ def discriminator(llama: Llama, groups: list[Group]) -> Iterator[Finding]:
     demonstrated = [replace(group, row={"prompt": "a", "completion": "ab"}) for group in groups]
     alone = torch.cat([logit_alone(judge, s) for group in demonstrated for s in group.samples])
     together = judge.logits(pack(demonstrated))
-    yield single("transformer: logits of each row alone", together, alone, "gail")
+    yield compare_float32("transformer: logits of each row alone", together, alone, "gail")
     split, whole = (
         imitation_gradient(llama, judge, demonstrated, budget) for budget in (24, 1 << 14)
     )
-    yield single(
+    yield compare_float32(
         "transformer: micro-batches, the discriminator's gradient too", split, whole, "gail"
     )
 

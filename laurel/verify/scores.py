@@ -16,9 +16,16 @@ from torch import Tensor
 
 from laurel.reward.process import product as every_step
 from laurel.reward.process import step_soundness
-from laurel.verify.finding import Finding, same
-from laurel.verify.pairs import Shown, graded, mean_step, preferred
-from laurel.verify.world import World, as_groups, build, gradient, make_world, mean_by_prompt
+from laurel.verify.finding import Finding, compare_equal
+from laurel.verify.pairs import Shown, all_preference_pairs, at_temperature_one, mean_step
+from laurel.verify.world import (
+    World,
+    as_groups,
+    build_session,
+    gradient,
+    make_world,
+    mean_by_prompt,
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def mean_pull(world: World, name: str, shown: Sequence[DataRow], **options: Any)
 def every_pull(world: World, name: str, shown: Sequence[DataRow], **options: Any) -> Tensor:
     """The loop's gradient of each row of data alone, times its units: [rows, S, V]."""
     which = torch.tensor([row.x for row in shown])
-    setup = build(world, name, world.logits[which], world.ref[which], **options)
+    setup = build_session(world, name, world.logits[which], world.ref[which], **options)
     groups = as_groups(
         world,
         [(at, row.members) for at, row in enumerate(shown)],
@@ -128,12 +135,12 @@ def label_probability(label: int, theta: float) -> float:
     return math.exp(label * theta) / (math.exp(-theta) + 1 + math.exp(theta))
 
 
-def pulled() -> Iterator[Finding]:
+def check_pulls() -> Iterator[Finding]:
     """Expected gradients of scorers whose scores are all 0."""
-    world = graded(make_world(3, 2, seed=40))
+    world = at_temperature_one(make_world(3, 2, seed=40))
     zero = scored_as(world, torch.zeros_like(world.reward))
     yield from wins_less_losses(world, zero)
-    yield from by_place(world, zero)
+    yield from check_rankings(world, zero)
     yield from some_of_the_pairs(world)
     yield from imitated_alone(world)
     yield from no_step_is_wrong(world)
@@ -143,18 +150,18 @@ def pulled() -> Iterator[Finding]:
 def wins_less_losses(world: World, zero: World) -> Iterator[Finding]:
     """Bradley-Terry at scores of 0."""
     wins = torch.zeros_like(world.reward)
-    for x, (y, z), _, p in preferred(world):
+    for x, (y, z), _, p in all_preference_pairs(world):
         wins[x, y] += p / 2
         wins[x, z] -= p / 2
-    yield same(
+    yield compare_equal(
         "reward",
         "at scores of 0: (wins - losses) / 2",
-        mean_step(zero, "reward", preferred(world)),
+        mean_step(zero, "reward", all_preference_pairs(world)),
         scored_as(world, wins).logits,
     )
 
 
-def by_place(world: World, zero: World) -> Iterator[Finding]:
+def check_rankings(world: World, zero: World) -> Iterator[Finding]:
     """Rankings at scores of 0."""
     law = rankings(world)
     for name, places in (
@@ -166,7 +173,7 @@ def by_place(world: World, zero: World) -> Iterator[Finding]:
             for n, pull in zip(row.members, places, strict=True):
                 pulls[row.x, n] += row.chance * pull
         says = ", ".join(f"{pull:.3g}" for pull in places)
-        yield same(
+        yield compare_equal(
             name,
             f"at scores of 0: {says} by place",
             mean_pull(zero, name, law),
@@ -189,13 +196,13 @@ def mean_labels(world: World, zero: World) -> Iterator[Finding]:
                 up = math.exp(theta)
                 down = math.exp(-theta)
                 step_labels[x, s, v] += float(p_XN[x, n]) * (up - down) / (up + 1 + down) / X
-    yield same(
+    yield compare_equal(
         "orm",
         "at scores of 0: P(good) - 1/2 at every token",
         mean_pull(zero, "orm", outcomes(world, good_XN)),
         ended_well,
     )
-    yield same(
+    yield compare_equal(
         "prm",
         "at scores of 0: the mean label of every step",
         mean_pull(zero, "prm", steps_of(world, world.ref)),
@@ -203,40 +210,42 @@ def mean_labels(world: World, zero: World) -> Iterator[Finding]:
     )
 
 
-def truths() -> Iterator[Finding]:
+def check_rests_at_truth() -> Iterator[Finding]:
     """At the truth no scorer moves."""
-    world = graded(make_world(3, 2, seed=41))
+    world = at_temperature_one(make_world(3, 2, seed=41))
     nothing = world.logits * 0
     constant = torch.tensor([[3.0], [-1.0]])
     true = scored_as(world, world.reward + constant)
-    yield same(
+    yield compare_equal(
         "reward",
         "R1: at the true reward + a constant per prompt the gradient is 0",
-        mean_step(true, "reward", preferred(world)),
+        mean_step(true, "reward", all_preference_pairs(world)),
         nothing,
     )
-    some: list[Shown] = [row for row in preferred(world) if row[1][0] + row[1][1] < 6]
-    yield same("reward", "R1: whatever pairs are shown", mean_step(true, "reward", some), nothing)
+    some: list[Shown] = [row for row in all_preference_pairs(world) if row[1][0] + row[1][1] < 6]
+    yield compare_equal(
+        "reward", "R1: whatever pairs are shown", mean_step(true, "reward", some), nothing
+    )
     for name in ("reward_kwise", "reward_pl"):
-        yield same(
+        yield compare_equal(
             name,
             "rankings by Plackett-Luce: at the true reward the gradient is 0",
             mean_pull(true, name, rankings(world)),
             nothing,
         )
-    yield from margin(world)
+    yield from check_margin(world)
     yield from imitated_end(world)
     good = world.reward.sigmoid()
     Q, _ = world.language.action_values(world.pi, good)
     at_value = replace(world, logits=torch.logit(Q))
     found = mean_pull(at_value, "orm", outcomes(world, good))
-    yield same(
+    yield compare_equal(
         "orm",
         "O1: at logit Q(prefix, token), the value function, the gradient is 0",
         found,
         nothing,
     )
-    yield same(
+    yield compare_equal(
         "prm",
         "at the labels' own distribution the gradient is 0",
         mean_pull(replace(world, logits=world.ref), "prm", steps_of(world, world.ref)),
@@ -244,7 +253,7 @@ def truths() -> Iterator[Finding]:
     )
 
 
-def margin(world: World) -> Iterator[Finding]:
+def check_margin(world: World) -> Iterator[Finding]:
     """R2: a margin m inflates the optimal gap of a pair won with probability p."""
     p = 0.7
     for m in (0.0, 1 / 3, 1.0, 3.0):
@@ -256,7 +265,9 @@ def margin(world: World) -> Iterator[Finding]:
             for pair, chance in (((0, 1), p), ((1, 0), 1 - p))
         ]
         found = mean_pull(scored_as(world, score), "reward", shown)
-        yield same("reward", f"R2: margin {m:.3g}: the gap is {gap:.4f}", found, world.logits * 0)
+        yield compare_equal(
+            "reward", f"R2: margin {m:.3g}: the gap is {gap:.4f}", found, world.logits * 0
+        )
 
 
 def inflated_gap(p: float, m: float) -> float:
@@ -275,14 +286,14 @@ def some_of_the_pairs(world: World) -> Iterator[Finding]:
         # 24 prompts that differ in nothing but their name
         copies = every_pull(world, "reward_kwise", [row] * 24, pairs_per_prompt=m)
         kinds = {tuple(pull.flatten().mul(1e4).round().tolist()): pull for pull in copies}
-        yield same(
+        yield compare_equal(
             "reward_kwise",
             f"pairs_per_prompt={m}: each of the 3 subsets is drawn",
             float(len(kinds)),
             3.0,
         )
         mean = torch.stack(list(kinds.values())).mean(0)
-        yield same(
+        yield compare_equal(
             "reward_kwise",
             f"pairs_per_prompt={m}: their mean is the gradient of all pairs",
             mean,
@@ -290,10 +301,10 @@ def some_of_the_pairs(world: World) -> Iterator[Finding]:
         )
 
 
-def favourites(world: World) -> Tensor:
+def chosen_frequency(world: World) -> Tensor:
     """How often each answer is the chosen one of a pair: [X, N], each prompt's sum 1."""
     chosen = torch.zeros_like(world.reward)
-    for x, (y, _), _, p in preferred(world):
+    for x, (y, _), _, p in all_preference_pairs(world):
         chosen[x, y] += p * len(chosen)
     return chosen
 
@@ -301,22 +312,30 @@ def favourites(world: World) -> Tensor:
 def imitated_alone(world: World) -> Iterator[Finding]:
     """Imitation is the likelihood of the chosen answers, per token; it adds to the comparison."""
     beta = 0.7
-    chosen = favourites(world) / world.language.length_N / len(world.reward)
+    chosen = chosen_frequency(world) / world.language.length_N / len(world.reward)
     scores = world.language.token_scores(world.logits)
     table = (chosen[..., None, None, None] * scores).sum((1, 2))
-    alone = mean_step(world, "reward", preferred(world), imitation_coef=beta, reward_coef=0.0)
-    yield same("reward", "imitation alone: beta E[grad lp_chosen / length]", alone, beta * table)
-    both = mean_step(world, "reward", preferred(world), imitation_coef=beta, reward_coef=0.5)
-    halves = 0.5 * mean_step(world, "reward", preferred(world)) + beta * table
-    yield same("reward", "lambda comparison + beta imitation", both, halves)
+    alone = mean_step(
+        world, "reward", all_preference_pairs(world), imitation_coef=beta, reward_coef=0.0
+    )
+    yield compare_equal(
+        "reward", "imitation alone: beta E[grad lp_chosen / length]", alone, beta * table
+    )
+    both = mean_step(
+        world, "reward", all_preference_pairs(world), imitation_coef=beta, reward_coef=0.5
+    )
+    halves = 0.5 * mean_step(world, "reward", all_preference_pairs(world)) + beta * table
+    yield compare_equal("reward", "lambda comparison + beta imitation", both, halves)
 
 
 def imitated_end(world: World) -> Iterator[Finding]:
     """Imitation alone ends where pi(y) is proportional to P(y is chosen) / length."""
-    goal = favourites(world) / world.language.length_N
+    goal = chosen_frequency(world) / world.language.length_N
     at_goal = replace(world, logits=world.language.logits_of(goal / goal.sum(1, keepdim=True)))
-    found = mean_step(at_goal, "reward", preferred(world), imitation_coef=1.0, reward_coef=0.0)
-    yield same(
+    found = mean_step(
+        at_goal, "reward", all_preference_pairs(world), imitation_coef=1.0, reward_coef=0.0
+    )
+    yield compare_equal(
         "reward",
         "imitation alone: at P(chosen) / length, normalised, the gradient is 0",
         found,
@@ -338,4 +357,4 @@ def no_step_is_wrong(world: World) -> Iterator[Finding]:
             theta = torch.stack([world.ref[x, s, v] for s, v in world.language.choices(n)])
             logits_T3 = torch.stack([-theta, 0 * theta, theta], 1)
             found[x, n] = every_step(step_soundness(logits_T3))
-    yield same("prm", "as a reward: the product is P(no step is wrong)", found, truth)
+    yield compare_equal("prm", "as a reward: the product is P(no step is wrong)", found, truth)

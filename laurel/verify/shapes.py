@@ -24,7 +24,7 @@ from laurel.model.interface import PolicyWithAuxiliary
 from laurel.model.policy import Policy, Reference
 from laurel.model.scratch import char_tokenizer, small_model
 from laurel.rollout.pack import pack
-from laurel.verify.finding import Finding, same
+from laurel.verify.finding import Finding, compare_equal
 
 NAME = "transformer"
 CAP = 0.5  # much smaller than the logits, so that a forgotten cap shows
@@ -41,7 +41,7 @@ def with_bias(model: Any) -> Any:
     return model
 
 
-def capped(size: int, seed: int) -> Any:
+def soft_capped_model(size: int, seed: int) -> Any:
     """A Gemma 2, whose logits end at a soft cap; `packed` leaves it to its own forward pass."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
@@ -70,7 +70,7 @@ def make_policy(head: str, seed: int) -> Policy:
     tokenizer = char_tokenizer("ab")
     model: Any
     if head == "capped logits":
-        model = capped(len(tokenizer), seed)
+        model = soft_capped_model(len(tokenizer), seed)
     else:
         model = small_model(
             tokenizer, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, seed=seed
@@ -146,7 +146,7 @@ def vocabulary_of(policy: Policy) -> int:
     return policy.causal.get_input_embeddings().weight.shape[0]
 
 
-def alone(policy: Policy, batch: Batch) -> Tensor:
+def logprobs_row_by_row(policy: Policy, batch: Batch) -> Tensor:
     """log pi of every next token of every row: [N, T, V], 0 where not trained.
 
     Each row goes by itself through the model's own forward pass.
@@ -164,7 +164,7 @@ def alone(policy: Policy, batch: Batch) -> Tensor:
     return torch.where(batch.loss_mask_NT[..., None], out, 0.0)
 
 
-def chosen(logp_NTV: Tensor, batch: Batch) -> Tensor:
+def chosen_logprobs(logp_NTV: Tensor, batch: Batch) -> Tensor:
     """The entries of the tokens that were chosen: [N, T]."""
     time_T = torch.arange(batch.loss_mask_NT.shape[1])
     # where in its row each token stands; past the end of a row: its last place
@@ -173,7 +173,7 @@ def chosen(logp_NTV: Tensor, batch: Batch) -> Tensor:
     return logp_NTV.gather(2, token_NT[..., None])[..., 0]
 
 
-def pulled(value_NT: Tensor, policy: Policy) -> Tensor:
+def gradient_of_weighted_sum(value_NT: Tensor, policy: Policy) -> Tensor:
     """The gradient of a sum of values, no two weighed alike, in every weight of the model."""
     weight_NT = torch.linspace(-1, 2, value_NT.numel()).view_as(value_NT)
     found = torch.autograd.grad(
@@ -194,7 +194,7 @@ def shapes(*, seed: int = 0) -> Iterator[Finding]:
         with few_at_once(policy):
             yield from without_gradient(head, policy, reference, batch)
             yield from with_gradient(head, policy, reference, batch)
-    yield from in_parts(make_policy("linear head", seed), batch)
+    yield from check_microbatches(make_policy("linear head", seed), batch)
 
 
 def without_gradient(
@@ -202,14 +202,24 @@ def without_gradient(
 ) -> Iterator[Finding]:
     """What the sampler's check, the reference and metrics ask for."""
     with torch.no_grad():
-        logp_NTV, ref_NTV = alone(policy, batch), alone(reference.policy, batch)
-        stats = policy.logp(batch, entropy="value")
-        yield same(NAME, f"{head}: log pi without a gradient", stats.logp, chosen(logp_NTV, batch))
-        yield same(
-            NAME, f"{head}: entropy without a gradient", there(stats.entropy), entropies(logp_NTV)
+        logp_NTV, ref_NTV = (
+            logprobs_row_by_row(policy, batch),
+            logprobs_row_by_row(reference.policy, batch),
         )
-        yield same(NAME, f"{head}: log ref", reference.logp(batch), chosen(ref_NTV, batch))
-        yield same(
+        stats = policy.logp(batch, entropy="value")
+        yield compare_equal(
+            NAME, f"{head}: log pi without a gradient", stats.logp, chosen_logprobs(logp_NTV, batch)
+        )
+        yield compare_equal(
+            NAME,
+            f"{head}: entropy without a gradient",
+            require_entropy(stats.entropy),
+            entropies(logp_NTV),
+        )
+        yield compare_equal(
+            NAME, f"{head}: log ref", reference.logp(batch), chosen_logprobs(ref_NTV, batch)
+        )
+        yield compare_equal(
             NAME,
             f"{head}: exact KL without a gradient",
             policy.kl(batch, reference),
@@ -221,23 +231,28 @@ def with_gradient(
     head: str, policy: Policy, reference: Reference, batch: Batch
 ) -> Iterator[Finding]:
     """What an update asks for: values, and what they pull at."""
-    logp_NTV, ref_NTV = alone(policy, batch), alone(reference.policy, batch).detach()
+    logp_NTV, ref_NTV = (
+        logprobs_row_by_row(policy, batch),
+        logprobs_row_by_row(reference.policy, batch).detach(),
+    )
     shown, learned = (policy.logp(batch, entropy=how) for how in ("value", "grad"))
     for what, ours, theirs in (
-        ("log pi", shown.logp, chosen(logp_NTV, batch)),
-        ("log pi beside an entropy", learned.logp, chosen(logp_NTV, batch)),
-        ("the entropy", there(learned.entropy), entropies(logp_NTV)),
+        ("log pi", shown.logp, chosen_logprobs(logp_NTV, batch)),
+        ("log pi beside an entropy", learned.logp, chosen_logprobs(logp_NTV, batch)),
+        ("the entropy", require_entropy(learned.entropy), entropies(logp_NTV)),
         ("the exact KL", policy.kl(batch, reference), divergences(logp_NTV, ref_NTV)),
     ):
-        yield same(NAME, f"{head}: {what}", ours, theirs)
+        yield compare_equal(NAME, f"{head}: {what}", ours, theirs)
         # Llama's norms compute in float32 whatever the model's precision: their gradient is exact
         # to that.
-        pulls = [pulled(value_NT, policy) for value_NT in (ours, theirs)]
-        yield same(NAME, f"{head}: gradient of {what}", *pulls, limit=2e-6)
-    yield same(NAME, f"{head}: entropy to look at", there(shown.entropy), entropies(logp_NTV))
+        pulls = [gradient_of_weighted_sum(value_NT, policy) for value_NT in (ours, theirs)]
+        yield compare_equal(NAME, f"{head}: gradient of {what}", *pulls, limit=2e-6)
+    yield compare_equal(
+        NAME, f"{head}: entropy to look at", require_entropy(shown.entropy), entropies(logp_NTV)
+    )
 
 
-def in_parts(policy: Policy, batch: Batch) -> Iterator[Finding]:
+def check_microbatches(policy: Policy, batch: Batch) -> Iterator[Finding]:
     """Micro-batches by length, packed or padded, of whole groups or not.
 
     Every row comes once, and what belongs to a row stays its own.
@@ -251,18 +266,18 @@ def in_parts(policy: Policy, batch: Batch) -> Iterator[Finding]:
         return model.forward(part, ("value_NT",)).tensors(["value_NT"])[0]
 
     with torch.no_grad():
-        logp_NT = chosen(alone(policy, batch), batch)
+        logp_NT = chosen_logprobs(logprobs_row_by_row(policy, batch), batch)
         rows = [batch.rows([n]) for n in range(len(batch))]
         value_NT = torch.cat([padded(valued_alone(policy, critic, row), batch) for row in rows])
         for packed, whole_groups, budget in product((False, True), (False, True), (1, 17, 40)):
             parts = list(batch.split(budget, whole_groups=whole_groups, packed=packed))
             by_key = [
-                joined(batch, parts, lambda part: policy.logp(part).logp),
-                joined(batch, parts, values),
+                join_parts(batch, parts, lambda part: policy.logp(part).logp),
+                join_parts(batch, parts, values),
             ]
             layout = "packed" if packed else "padded"
             groups = ", whole groups" if whole_groups else ""
-            yield same(
+            yield compare_equal(
                 NAME,
                 f"micro-batches of {budget}, {layout}{groups}: log pi and V by key",
                 torch.stack(by_key),
@@ -281,7 +296,7 @@ def valued_alone(policy: Policy, critic: Critic, row: Batch) -> Tensor:
     return torch.where(row.loss_mask_NT, value_1T, 0.0)
 
 
-def joined(batch: Batch, parts: Sequence[Batch], of: Callable[[Batch], Tensor]) -> Tensor:
+def join_parts(batch: Batch, parts: Sequence[Batch], of: Callable[[Batch], Tensor]) -> Tensor:
     """Numbers of the parts' rows, added up in the places of their keys: [N, T].
 
     A row that comes twice counts twice.
@@ -299,7 +314,7 @@ def padded(x_NT: Tensor, batch: Batch) -> Tensor:
     return nn.functional.pad(x_NT, (0, batch.loss_mask_NT.shape[1] - x_NT.shape[1]))
 
 
-def there(entropy_NT: Tensor | None) -> Tensor:
+def require_entropy(entropy_NT: Tensor | None) -> Tensor:
     """An entropy that was asked for."""
     assert entropy_NT is not None
     return entropy_NT

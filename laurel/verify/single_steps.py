@@ -27,14 +27,14 @@ from laurel.train.algorithms import ALGORITHMS
 from laurel.train.options import defaults
 from laurel.verify import recomputed
 from laurel.verify.evolution import one_step
-from laurel.verify.finding import Finding, same
+from laurel.verify.finding import Finding, compare_equal
 from laurel.verify.world import (
     Describe,
     Drawn,
     World,
     as_groups,
     ascent_of,
-    build,
+    build_session,
     gradient,
     make_world,
     value_table,
@@ -127,7 +127,7 @@ def grades_of(name: str) -> Grades:
     return RANKED.get(name, GRADES.get(ALGORITHMS[name].source, ()))
 
 
-def described(world: World, source: Source) -> Describe | None:
+def describe_row(world: World, source: Source) -> Describe | None:
     """A row's further columns: a margin, an outcome, labels of its steps.
 
     They are made from the prompt and the first answer.
@@ -169,11 +169,15 @@ def of_row(
     if row.source.population:
         yield one_step(world, options, f"one step, {shown}", batches)
         return
-    yield one(world, name, options, f"one step, {shown}", batches, seed, None)
+    yield compare_gradients(world, name, options, f"one step, {shown}", batches, seed, None)
     if row.source.sampled:
-        yield one(world, name, options, f"one step off, {shown}", batches, seed, before)
+        yield compare_gradients(
+            world, name, options, f"one step off, {shown}", batches, seed, before
+        )
     if row.credit == "critic":
-        yield of_critic(world, name, options, f"the critic one step off, {shown}", batches, before)
+        yield compare_critic(
+            world, name, options, f"the critic one step off, {shown}", batches, before
+        )
 
 
 class Draws:
@@ -207,7 +211,7 @@ def group_size(name: str, options: Mapping[str, Any]) -> int:
     return int(options.get("num_generations", default))
 
 
-def one(
+def compare_gradients(
     world: World,
     name: str,
     options: dict[str, Any],
@@ -229,7 +233,7 @@ def one(
             rewards[1][0] = None
         pairs.append(both_gradients(world, name, options, drawn, rewards, before, number))
     ours, theirs = zip(*pairs, strict=True)
-    return same(name, quantity, torch.stack(ours), torch.stack(theirs))
+    return compare_equal(name, quantity, torch.stack(ours), torch.stack(theirs))
 
 
 def both_gradients(
@@ -246,12 +250,12 @@ def both_gradients(
     before: the world whose policy sampled, where it is another; filler: tokens before the prompt.
     """
     source = ALGORITHMS[name].source
-    describe = described(world, source)
+    describe = describe_row(world, source)
     sampled_from = world.logits if before is None else before.logits
     of_data = bool(grades_of(name))
     sampling: dict[str, Any] = {} if of_data else {"num_generations": len(drawn[0][1])}
     then = None if before is None else world.logits
-    setup = build(world, name, sampled_from, world.ref, then=then, **sampling | options)
+    setup = build_session(world, name, sampled_from, world.ref, then=then, **sampling | options)
     groups = as_groups(
         world,
         drawn,
@@ -275,7 +279,7 @@ def both_gradients(
     return ours, theirs
 
 
-def of_critic(
+def compare_critic(
     world: World, name: str, options: dict[str, Any], quantity: str, batches: int, before: World
 ) -> Finding:
     """The critic's gradient after it has moved, by less and by more than its clip.
@@ -293,7 +297,7 @@ def of_critic(
     for number in range(batches):
         drawn = draws.groups(own["num_generations"])
         rewards = draws.rewards(drawn)
-        setup = build(
+        setup = build_session(
             world, name, before.logits, world.ref, then=world.logits, critic_then=now, **own
         )
         gradient(
@@ -303,4 +307,4 @@ def of_critic(
         theirs.append(
             recomputed.critic(world, drawn, rewards, setup.config, old=before.logits, now=now)
         )
-    return same(name, quantity, torch.stack(ours), torch.stack(theirs))
+    return compare_equal(name, quantity, torch.stack(ours), torch.stack(theirs))

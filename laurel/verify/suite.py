@@ -10,27 +10,27 @@ import torch
 
 from laurel.train.algorithms import ALGORITHMS
 from laurel.verify.checks import MUTANTS, is_caught
-from laurel.verify.evolution import smoothed, summit
+from laurel.verify.evolution import check_ends_at_best, check_smoothed_gradient
 from laurel.verify.expected_gradients import expected_gradients
 from laurel.verify.finding import Finding, precision
 from laurel.verify.fixed_points import fixed_points
-from laurel.verify.hindsight import posterior, relabelled
+from laurel.verify.hindsight import check_posterior, check_relabelled
 from laurel.verify.identities import identities
 from laurel.verify.ilql import logged_ends, logged_steps, logged_truths
-from laurel.verify.imitation import discriminator_rewards, matched
+from laurel.verify.imitation import check_expert_matched, discriminator_rewards
 from laurel.verify.invariances import invariances
 from laurel.verify.mutants import Verdict, hunt
-from laurel.verify.pairs import ends, population
+from laurel.verify.pairs import check_fixed_points, population
 from laurel.verify.sampled import sampled_rows
-from laurel.verify.scores import pulled, truths
+from laurel.verify.scores import check_pulls, check_rests_at_truth
 from laurel.verify.single_steps import single_steps
 
 CLAIMS = (
     expected_gradients,
     population,
-    pulled,
-    smoothed,
-    relabelled,
+    check_pulls,
+    check_smoothed_gradient,
+    check_relabelled,
     discriminator_rewards,
     logged_steps,
     logged_truths,
@@ -38,12 +38,20 @@ CLAIMS = (
 """Expectations of rows that sample, of rows that are shown preferences, of scorers, and of four
 rows by themselves.
 """
-ENDS = (fixed_points, ends, truths, summit, posterior, matched, logged_ends)
+ENDS = (
+    fixed_points,
+    check_fixed_points,
+    check_rests_at_truth,
+    check_ends_at_best,
+    check_posterior,
+    check_expert_matched,
+    logged_ends,
+)
 """Fixed points of the same."""
 ALONE = {
-    "es": (smoothed, summit),
-    "hindsight": (relabelled, posterior),
-    "gail": (discriminator_rewards, matched),
+    "es": (check_smoothed_gradient, check_ends_at_best),
+    "hindsight": (check_relabelled, check_posterior),
+    "gail": (discriminator_rewards, check_expert_matched),
     "ilql": (logged_steps, logged_truths, logged_ends),
 }
 """Rows that have checks of their own."""
@@ -55,9 +63,9 @@ def checks_of(method: str) -> tuple[Callable[..., Iterator[Finding]], ...]:
     if method in ALONE:
         return ALONE[method]
     if row.trained.head:
-        return (pulled, truths)
+        return (check_pulls, check_rests_at_truth)
     compares = row.defaults["loss_aggregation"] == "comparison_mean" or row.source.partners
-    return (population, ends) if compares else (expected_gradients, fixed_points)
+    return (population, check_fixed_points) if compares else (expected_gradients, fixed_points)
 
 
 def all_claims(only: str | None = None) -> Iterator[Finding]:
@@ -132,11 +140,11 @@ def quick() -> Iterator[Finding]:
         yield from single_steps(batches=2)
         yield from invariances()
         for cheap in (
-            relabelled,
+            check_relabelled,
             logged_steps,
             logged_truths,
-            smoothed,
-            pulled,
+            check_smoothed_gradient,
+            check_pulls,
             discriminator_rewards,
             population,
             expected_gradients,

@@ -292,7 +292,7 @@ def options_for(name: str, options: dict[str, Any]) -> TrainConfig:
     return resolve(name, TrainConfig(**base | options))
 
 
-def build(
+def build_session(
     world: World,
     name: str,
     table: Tensor,
@@ -503,7 +503,7 @@ def expected_gradient(
         cases = given_informative(world, cases)
     which = torch.tensor([x for (x, _), _ in cases])
     rewards = [[float(world.reward[x, n]) for n in members] for (x, members), _ in cases]
-    setup = build(
+    setup = build_session(
         world,
         name,
         sampled_from[which],

@@ -331,7 +331,7 @@ def chosen(
 
 
 @router.get("/", include_in_schema=False)
-def described(request: Request) -> HTMLResponse:
+def index(request: Request) -> HTMLResponse:
     """What there is, to read."""
     return HTMLResponse(description(request.app.openapi()))
 

@@ -21,7 +21,7 @@ from laurel.rollout.pack import pack
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.session import State
-from laurel.verify.sampled import TEMPERATURE, G, H, drawn, make_llama
+from laurel.verify.sampled import TEMPERATURE, G, H, draw_groups, make_llama
 from laurel.verify.world import Recorder, ascent_of, setup_of
 
 SPOKEN = [
@@ -112,7 +112,7 @@ def relative(ours, theirs):
 @pytest.mark.parametrize("name", SPOKEN)
 def test_one_update_of_a_policy(name, llama, reference, general):
     assert llama.policy.packs
-    groups = drawn(llama, 3, 0, 0)
+    groups = draw_groups(llama, 3, 0, 0)
     found = []
     for on in (False, True):
         general(on)
@@ -135,7 +135,7 @@ def test_one_update_of_a_scorer(name, llama, general, tmp_path):
     )
     groups = [
         replace(g, samples=g.samples[: len(several)], rewards=several)
-        for g in drawn(llama, 3, 0, 0)
+        for g in draw_groups(llama, 3, 0, 0)
     ]
     found = []
     for on in (False, True):
@@ -150,7 +150,7 @@ def test_one_update_of_a_scorer(name, llama, general, tmp_path):
 
 
 def test_a_reference_with_adapters_off_reads_the_base(llama, general):
-    batch = pack(drawn(llama, 2, 0, 0))
+    batch = pack(draw_groups(llama, 2, 0, 0))
     reference = Reference(llama.policy, adapters_off=llama.policy.model is not llama.policy.causal)
     said = []
     for on in (False, True):

@@ -13,14 +13,14 @@ from laurel.core.config import ALGORITHM_NAMES
 from laurel.objective import policy
 from laurel.verify import suite
 from laurel.verify.checks import CHECKS, MUTANTS, is_caught, run_finding
-from laurel.verify.finding import Finding, precision, same, sampled
+from laurel.verify.finding import Finding, compare_equal, compare_sampled_mean, precision
 from laurel.verify.mutants import (
     Mutant,
     Verdict,
-    broken,
     changed_result,
     hunt,
     outcome,
+    plant_mistake,
     replaced_by,
 )
 from laurel.verify.single_steps import CASES, single_steps
@@ -88,8 +88,8 @@ def test_there_are_enough_mistakes_and_all_differ():
 def test_a_mistake_lasts_as_long_as_its_context_and_no_longer():
     before = policy.likelihood.__code__, policy.likelihood.__kwdefaults__
     with (
-        broken(MUTANTS[0]),
-        broken(Mutant("a sign", policy.likelihood, changed_result(torch.neg), "", "")),
+        plant_mistake(MUTANTS[0]),
+        plant_mistake(Mutant("a sign", policy.likelihood, changed_result(torch.neg), "", "")),
     ):
         assert policy.likelihood.__code__ is not before[0]
     assert (policy.likelihood.__code__, policy.likelihood.__kwdefaults__) == before
@@ -107,7 +107,7 @@ def test_what_a_mutant_breaks_is_whole_again(mutant):
         inspect.signature(function),
         dict(vars(function)),
     )
-    with broken(mutant):
+    with plant_mistake(mutant):
         assert inspect.signature(function) == before[3]
     assert (
         function.__code__,
@@ -162,14 +162,14 @@ def test_an_error_that_is_named_must_be_raised():
 
 def test_a_finding_fails_when_it_should():
     with precision(torch.float64):
-        assert same("a", "b", torch.ones(3) * (1 + 1e-11), torch.ones(3)).passed
-        assert not same("a", "b", torch.ones(3) * (1 + 1e-9), torch.ones(3)).passed
-        assert not same("a", "b", torch.tensor([1.0, float("nan")]), torch.ones(2)).passed
-        assert not same("a", "b", torch.ones(2), torch.ones(3)).passed
+        assert compare_equal("a", "b", torch.ones(3) * (1 + 1e-11), torch.ones(3)).passed
+        assert not compare_equal("a", "b", torch.ones(3) * (1 + 1e-9), torch.ones(3)).passed
+        assert not compare_equal("a", "b", torch.tensor([1.0, float("nan")]), torch.ones(2)).passed
+        assert not compare_equal("a", "b", torch.ones(2), torch.ones(3)).passed
     assert not Finding("a", "b", "", "", float("nan"), 1.0).passed
     draws = torch.randn(400, generator=torch.Generator().manual_seed(0))
-    assert sampled("a", "b", draws, 0.0, samples=400).passed
-    assert not sampled("a", "b", draws, 0.5, samples=400).passed
+    assert compare_sampled_mean("a", "b", draws, 0.0, samples=400).passed
+    assert not compare_sampled_mean("a", "b", draws, 0.5, samples=400).passed
 
 
 def test_command_prints_json_and_its_exit_code_is_the_verdict(capsys):
@@ -180,7 +180,7 @@ def test_command_prints_json_and_its_exit_code_is_the_verdict(capsys):
         and len(result["findings"]) > 40
         and {"method", "quantity", "expected", "measured", "error"} <= set(result["findings"][0])
     )
-    with broken(Mutant("a sign", policy.likelihood, changed_result(torch.neg), "", "")):
+    with plant_mistake(Mutant("a sign", policy.likelihood, changed_result(torch.neg), "", "")):
         assert main(["verify", "--part", "steps", "--method", "sft"]) == 1
     assert "FAIL" in capsys.readouterr().out
     assert main(["verify", "--part", "identities", "--method", "grpoo"]) == 2
