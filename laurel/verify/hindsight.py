@@ -60,7 +60,7 @@ def ascent_from(world: World, trained: Tensor) -> Tensor:
         trained,
         world.ref,
         loss_aggregation="seq_mean_token_sum",
-        relabel=f"{__name__}.reached",
+        relabel=f"{__name__}.reached_goals",
         num_generations=len(every),
     )
     setup.policy.tokenizer = Digits(world.language.V)
@@ -100,7 +100,7 @@ def check_relabelled() -> Iterator[Finding]:
     )
     yield compare_equal(NAME, "E[gradient] = E over samples of grad log pi(y | G(y))", found, exact)
     setup = build_session(
-        world, NAME, world.logits, world.ref, relabel=f"{__name__}.reached", num_generations=1
+        world, NAME, world.logits, world.ref, relabel=f"{__name__}.reached_goals", num_generations=1
     )
     setup.policy.tokenizer, sums = Digits(world.language.V), Sums()
     none = world.language.completions.index((3,))
