@@ -6,7 +6,8 @@ Demonstrations, preference pairs, answers labelled good or bad.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from laurel.core.errors import UsageError
 from laurel.core.sample import Group, Key, Message, Sample
@@ -30,23 +31,13 @@ def demonstrations(
     The completion starts at the first supervised token, so nothing before it costs anything in the
     head.
     """
-    groups = list[Group]()
-    for row in rows:
-        encoded = encode_supervised(
-            policy.tokenizer, row.columns, train_on=train_on, max_length=max_length
-        )
-        groups.append(
-            Group(
-                row.id,
-                row.columns,
-                (as_sample(encoded, Key(run, row.where, row.id, 0, step)),),
-                rewards=(1.0,),
-            )
-        )
-    return groups
+    return [
+        as_group(row, [encode_row(policy, row.columns, train_on, max_length)], (1.0,), run, step)
+        for row in rows
+    ]
 
 
-def pairs(
+def logged(
     policy: Policy,
     rows: Sequence[Row],
     *,
@@ -55,19 +46,20 @@ def pairs(
     train_on: str | None,
     max_length: int | None,
 ) -> list[Group]:
-    """One group per row: the chosen answer with reward w, the rejected one with -w.
+    """One group per row: its answer as a sample with the reward that was logged.
 
-    w is the row's `weight` (1).
+    For an answer cut at max_length, the logged reward is the return at the cut.
     """
-    groups = list[Group]()
-    for row in rows:
-        w = float(row.columns.get("weight", 1.0))
-        encoded = encode_answers(policy, row, train_on=train_on, max_length=max_length)
-        samples = tuple(
-            as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded)
+    return [
+        as_group(
+            row,
+            [encode_row(policy, row.columns, train_on, max_length)],
+            (float(row.columns["reward"]),),
+            run,
+            step,
         )
-        groups.append(Group(row.id, row.columns, samples, rewards=(w, -w)))
-    return groups
+        for row in rows
+    ]
 
 
 def rankings(
@@ -86,20 +78,19 @@ def rankings(
     """
     groups = list[Group]()
     for row in rows:
-        w = float(row.columns.get("weight", 1.0))
-        ranks = row.columns.get("ranks", ())
-        places = sorted(set(ranks))  # equal ranks are a tie; only their order counts
-        grades = (
-            (w, -w)
-            if "chosen" in row.columns
-            else tuple(-w * (1 + places.index(rank)) for rank in ranks)
-        )
         encoded = encode_answers(policy, row, train_on=train_on, max_length=max_length)
-        samples = tuple(
-            as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded)
-        )
-        groups.append(Group(row.id, row.columns, samples, rewards=grades))
+        groups.append(as_group(row, encoded, grades_of(row), run, step))
     return groups
+
+
+def grades_of(row: Row) -> tuple[float, ...]:
+    """The rewards that order a row's answers; only the order of its ranks counts."""
+    w = weight_of(row)
+    if "chosen" in row.columns:
+        return w, -w
+    ranks = row.columns.get("ranks", ())
+    places = sorted(set(ranks))  # equal ranks are a tie
+    return tuple(-w * (1 + places.index(rank)) for rank in ranks)
 
 
 def graded(
@@ -114,11 +105,8 @@ def graded(
     """One group per row: its answer, or its steps, as a sample that counts `weight` (1)."""
     groups = list[Group]()
     for row in rows:
-        (encoded,) = encode_answers(policy, row, train_on=train_on, max_length=max_length)
-        sample = as_sample(encoded, Key(run, row.where, row.id, 0, step))
-        groups.append(
-            Group(row.id, row.columns, (sample,), rewards=(float(row.columns.get("weight", 1.0)),))
-        )
+        encoded = encode_answers(policy, row, train_on=train_on, max_length=max_length)
+        groups.append(as_group(row, encoded, (weight_of(row),), run, step))
     return groups
 
 
@@ -146,22 +134,33 @@ def labelled(
     for n, row in enumerate(rows):
         paired = [{**row.columns, "completion": others[n].columns["completion"]}] if others else []
         encoded = [
-            encode_supervised(policy.tokenizer, c, train_on=train_on, max_length=max_length)
-            for c in (row.columns, *paired)
+            encode_row(policy, columns, train_on, max_length) for columns in (row.columns, *paired)
         ]
-        samples = tuple(
-            as_sample(e, Key(run, row.where, row.id, g, step)) for g, e in enumerate(encoded)
-        )
-        w = float(row.columns.get("weight", 1.0))
-        groups.append(
-            Group(
-                row.id,
-                row.columns,
-                samples,
-                rewards=(w if row.columns["label"] else -w, *(0.0 for _ in paired)),
-            )
-        )
+        w = weight_of(row) if row.columns["label"] else -weight_of(row)
+        groups.append(as_group(row, encoded, (w, *(0.0 for _ in paired)), run, step))
     return groups
+
+
+def weight_of(row: Row) -> float:
+    """How much a row counts: its `weight`, or 1."""
+    return float(row.columns.get("weight", 1.0))
+
+
+def encode_row(
+    policy: Policy, columns: Mapping[str, Any], train_on: str | None, max_length: int | None
+) -> Supervised:
+    """The tokens of a row's answer behind its prompt, and which of them are trained on."""
+    return encode_supervised(policy.tokenizer, columns, train_on=train_on, max_length=max_length)
+
+
+def as_group(
+    row: Row, encoded: Sequence[Supervised], rewards: tuple[float, ...], run: str, step: int
+) -> Group:
+    """The answers of a row as the samples of a group, a reward each."""
+    samples = tuple(
+        as_sample(answer, Key(run, row.where, row.id, g, step)) for g, answer in enumerate(encoded)
+    )
+    return Group(row.id, row.columns, samples, rewards=rewards)
 
 
 def mismatched_rows(
@@ -188,31 +187,6 @@ def mismatched_rows(
             )
         found.append(other)
     return found
-
-
-def logged(
-    policy: Policy,
-    rows: Sequence[Row],
-    *,
-    run: str,
-    step: int,
-    train_on: str | None,
-    max_length: int | None,
-) -> list[Group]:
-    """One group per row: its answer as a sample with the reward that was logged.
-
-    For an answer cut at max_length, the logged reward is the return at the cut.
-    """
-    groups = list[Group]()
-    for row in rows:
-        encoded = encode_supervised(
-            policy.tokenizer, row.columns, train_on=train_on, max_length=max_length
-        )
-        sample = as_sample(encoded, Key(run, row.where, row.id, 0, step))
-        groups.append(
-            Group(row.id, row.columns, (sample,), rewards=(float(row.columns["reward"]),))
-        )
-    return groups
 
 
 def as_sample(encoded: Supervised, key: Key) -> Sample:

@@ -76,7 +76,7 @@ REWARDED: dict[str, Any] = {
 DEMONSTRATIONS = Source(
     "data", "sft", {"train_on": None, **ROWS}, data.demonstrations, verifiable=True
 )
-PAIRS = Source("pairs", "preference", ROWS, data.pairs, answers=2)
+PAIRS = Source("pairs", "preference", ROWS, data.rankings, answers=2)
 LABELS = Source("labels", "label", ROWS, data.labelled, answers=2, partners=True)
 RANKINGS = Source("rankings", "comparison", ROWS, data.rankings, answers=2)
 OUTCOMES = Source("outcomes", "label", ROWS, data.graded)

@@ -11,7 +11,7 @@ from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError
 from laurel.core.sample import Batch, Draw, Group
 from laurel.fast.logprob import USUAL, WORST
-from laurel.rollout.data import encode_answers
+from laurel.model.rows import encode_answers
 from laurel.rollout.episode import play
 from laurel.rollout.pack import pack, reward_matrix
 from laurel.rollout.sampler import Sampler, rollout

@@ -19,7 +19,7 @@ from laurel.core.sample import Draw
 from laurel.data.source import Row, load_rows
 from laurel.model.policy import Policy, load_policy
 from laurel.model.scratch import save_scratch
-from laurel.rollout.data import pairs
+from laurel.rollout.data import rankings
 from laurel.rollout.pack import pack
 from laurel.rollout.sampler import Sampler, rollout
 from laurel.train.loop import train
@@ -89,7 +89,7 @@ def measure_model(folder: Path, model: Path) -> dict[str, float]:
     """
     policy: Policy = load_policy(TrainConfig(model=str(model), device="cpu"))
     batch = pack(
-        pairs(
+        rankings(
             policy,
             load_rows(str(folder / "pairs.jsonl")),
             run="",

@@ -19,7 +19,6 @@ import torch
 
 from laurel.core.config import TrainConfig
 from laurel.core.sample import Message
-from laurel.model.scratch import save_scratch
 from laurel.train.loop import train
 from laurel.weight.group import centred, standardised
 from laurel_worlds.experiments.comparison import (
@@ -33,7 +32,7 @@ from laurel_worlds.experiments.comparison import (
     seeds_of,
     sign_if_clear,
 )
-from laurel_worlds.experiments.online_dpo import write_lines
+from laurel_worlds.experiments.start_model import imitate, write_lines
 
 GROUP = 8
 LEVELS = (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98)  # success rates of a prompt
@@ -126,29 +125,10 @@ def start_model(folder: Path, seed: int) -> Path:
         for _ in range(2400)
         for side, letter in ("+x", "-o")
     )
-    data = write_lines(folder / "sft.jsonl", rows)
     write_lines(folder / "prompts.jsonl", ({"prompt": "?"} for _ in range(PROMPTS)))
-    save_scratch(
-        folder / "fresh",
-        alphabet="?+-xo",
-        seed=seed,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+    return imitate(
+        folder, rows, "?+-xo", seed, max_steps=150, prompts_per_step=32, learning_rate=3e-3
     )
-    config = TrainConfig(
-        model=str(folder / "fresh"),
-        dataset=str(data),
-        output_dir=str(folder / "sft"),
-        eval_size=0,
-        seed=seed,
-        max_steps=150,
-        prompts_per_step=32,
-        learning_rate=3e-3,
-        lr_scheduler_type="cosine",
-        device="cpu",
-    )
-    return train("sft", config, quiet=True).model
 
 
 def of_seed(seed: int, folder: Path) -> dict[tuple[str, str], list[float]]:

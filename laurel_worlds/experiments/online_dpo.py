@@ -7,9 +7,8 @@ Offline, its pairs come once from the start model; online, from the policy.
 Prints a table and the verdicts that it supports. docs/experiments.md records one.
 """
 
-import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -21,7 +20,6 @@ from laurel.core.config import TrainConfig
 from laurel.core.sample import Draw, Group
 from laurel.data.source import load_rows
 from laurel.model.policy import load_policy
-from laurel.model.scratch import save_scratch
 from laurel.rollout.pack import pack
 from laurel.rollout.sampler import Sampler, rollout
 from laurel.train.loop import train
@@ -36,6 +34,7 @@ from laurel_worlds.experiments.comparison import (
     seeds_of,
     sign_if_clear,
 )
+from laurel_worlds.experiments.start_model import imitate, write_lines
 
 LETTERS, SHARE, LIMIT = (
     10,
@@ -75,12 +74,6 @@ def far(completions: list[str], **columns: Any) -> list[float]:
     return [score(text, WORLDS["far"]) for text in completions]
 
 
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Rows as lines of JSON."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def start_model(folder: Path, seed: int) -> Path:
     """A small model that has learnt by imitation to write ten letters.
 
@@ -88,31 +81,11 @@ def start_model(folder: Path, seed: int) -> Path:
     """
     rng = random.Random(seed)
     texts = ("".join(rng.choices("ab", [1 - SHARE, SHARE], k=LETTERS)) for _ in range(4800))
-    data = write_lines(
-        folder / "sft.jsonl", ({"prompt": "?", "completion": text} for text in texts)
-    )
     write_lines(folder / "prompts.jsonl", ({"prompt": "?"} for _ in range(64)))
-    save_scratch(
-        folder / "fresh",
-        alphabet="ab?",
-        seed=seed,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+    rows = ({"prompt": "?", "completion": text} for text in texts)
+    return imitate(
+        folder, rows, "ab?", seed, max_steps=120, prompts_per_step=40, learning_rate=5e-3
     )
-    config = TrainConfig(
-        model=str(folder / "fresh"),
-        dataset=str(data),
-        output_dir=str(folder / "sft"),
-        eval_size=0,
-        seed=seed,
-        max_steps=120,
-        prompts_per_step=40,
-        learning_rate=5e-3,
-        lr_scheduler_type="cosine",
-        device="cpu",
-    )
-    return train("sft", config, quiet=True).model
 
 
 def sample_groups(

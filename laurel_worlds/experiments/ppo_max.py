@@ -18,7 +18,6 @@ from statistics import mean
 from typing import Any
 
 from laurel.core.config import TrainConfig
-from laurel.model.scratch import save_scratch
 from laurel.train.loop import train
 from laurel_worlds.experiments.comparison import (
     comparison_words,
@@ -31,7 +30,8 @@ from laurel_worlds.experiments.comparison import (
     run_seeds,
     seeds_of,
 )
-from laurel_worlds.experiments.online_dpo import sample_groups, write_lines
+from laurel_worlds.experiments.online_dpo import sample_groups
+from laurel_worlds.experiments.start_model import imitate, write_lines
 
 NEXT = {"a": "bcd", "b": "cde", "c": "def", "d": "efg", "e": "fga", "f": "gab", "g": "abc"}
 """The language: what may follow a letter, with chances .6, .3 and .1."""
@@ -127,32 +127,18 @@ def draw_sentence(rng: random.Random) -> str:
 def start_model(folder: Path, seed: int) -> Path:
     """A small model that has learnt the language by imitation, and the prompt in prompts.jsonl."""
     rng = random.Random(seed)
-    data = write_lines(
-        folder / "sft.jsonl",
-        ({"prompt": "?", "completion": draw_sentence(rng)} for _ in range(6400)),
-    )
     write_lines(folder / "prompts.jsonl", ({"prompt": "?"} for _ in range(ROWS)))
-    save_scratch(
-        folder / "fresh",
-        alphabet="abcdefg?",
-        seed=seed,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-    )
-    config = TrainConfig(
-        model=str(folder / "fresh"),
-        dataset=str(data),
-        output_dir=str(folder / "sft"),
-        eval_size=0,
-        seed=seed,
+    rows = ({"prompt": "?", "completion": draw_sentence(rng)} for _ in range(6400))
+    return imitate(
+        folder,
+        rows,
+        "abcdefg?",
+        seed,
+        layers=2,
         max_steps=160,
         prompts_per_step=40,
         learning_rate=5e-3,
-        lr_scheduler_type="cosine",
-        device="cpu",
     )
-    return train("sft", config, quiet=True).model
 
 
 def reward_model(folder: Path, start: Path, seed: int) -> Path:

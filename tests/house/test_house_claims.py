@@ -10,7 +10,7 @@ import pytest
 from laurel_worlds.experiments import comparison as claim
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = {"__init__", "comparison"}
+SHARED = {"__init__", "comparison", "start_model"}
 SCRIPTS = sorted(
     path
     for path in (ROOT / "laurel_worlds" / "experiments").glob("*.py")
