@@ -262,7 +262,7 @@ def kl_charts(
 def gain_claims(figures: Mapping[str, Interval], gold: str, proxy: str) -> list[Claim]:
     """Both judges' scores rose."""
     gain = figures[f"{gold}, gain"]
-    claims = [Claim(f"`{gold}`, which training never saw, rose", gain.low > 0, str(gain))]
+    claims = [Claim(f"{gold}, which training never saw, rose", gain.low > 0, str(gain))]
     if proxy:
         learned = figures[f"{proxy}, gain"]
         claims.append(Claim("the learned reward rose", learned.low > 0, str(learned)))
