@@ -6,13 +6,14 @@ The forward pass reads the training weights of Llama-like models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from laurel.core.sample import Completion, Draw, Finish
+from laurel.core.sample import Completion, Finish
 from laurel.core.tensors import float_rows, int_rows, ints
 from laurel.fast.autograd import from_numpy, unflatten
 from laurel.fast.kernels import call_kernel, load_library
@@ -56,15 +57,23 @@ def sample_tokens(
     of likeliest tokens that holds that much probability. Nothing is asked of the device, so a CUDA
     graph can hold it.
     """
+    p_NV = scaled_probabilities(logits_NV, temperature, top_k=top_k, top_p=top_p)
+    ids = logits_NV.argmax(1) if temperature == 0 else inverse_cdf(p_NV, uniform_N)
+    return ids, p_NV.gather(1, ids[:, None])[:, 0].log()
+
+
+def scaled_probabilities(
+    logits_NV: Tensor, temperature: float, *, top_k: int = 0, top_p: float = 1.0
+) -> Tensor:
+    """The distribution that `sample_tokens` draws from: [N, V], at least float32.
+
+    Of temperature 0 that at temperature 1, whole.
+    """
     scaled_NV = logits_NV if temperature in (0, 1) else upcast_logits(logits_NV) / temperature
     p_NV = scaled_NV.softmax(1, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
-    if temperature == 0:
-        ids = logits_NV.argmax(1)
-        return ids, p_NV.gather(1, ids[:, None])[:, 0].log()
-    if top_k or top_p < 1:
+    if temperature and (top_k or top_p < 1):
         p_NV = truncate_to_top(p_NV, top_k, top_p)
-    ids = inverse_cdf(p_NV, uniform_N)
-    return ids, p_NV.gather(1, ids[:, None])[:, 0].log()
+    return p_NV
 
 
 def truncate_to_top(p_NV: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -141,6 +150,8 @@ FEW = 16
 """Products of so few rows are our own: the library reads weights a third slower, and there the last
 bits of a row depend on how many rows there are.
 """
+LEAST = 32
+"""Rows of a product in an invariant batch, at least: from here on a row's last bits are its own."""
 CACHE_BYTES = 1 << 30
 """Memory that is asked for at once for the keys and values of completions."""
 Weights = tuple[Tensor, Tensor | None]
@@ -209,16 +220,21 @@ class KVCache:
         """Memory for the keys and values of `count` rows of so many tokens."""
         return torch.empty(self.layers, 2, count, self.heads, length, self.width, dtype=self.dtype)
 
-    def reserve(self, groups: int, length: int) -> None:
-        """Room for so many prompts and so long a row: doubled when it does not suffice."""
+    def reserve(self, groups: int, length: int, width: int) -> None:
+        """Room for so many prompts, so long a row, and so long a prompt.
+
+        Doubled when it does not suffice.
+        """
         old = self.prefix
-        if groups > old.shape[2]:
-            self.prefix = self.make(max(groups, 2 * old.shape[2]), old.shape[4])
-            self.prefix[:, :, : old.shape[2]] = old
+        if groups > old.shape[2] or width > old.shape[4]:
+            more = old.shape[2] if groups <= old.shape[2] else max(groups, 2 * old.shape[2])
+            wider = old.shape[4] if width <= old.shape[4] else max(width, 2 * old.shape[4])
+            self.prefix = self.make(more, round_up_16(wider))
+            # keys lie in blocks of sixteen tokens: the first ones stay the first ones
+            self.prefix[:, :, : old.shape[2], :, : old.shape[4]] = old
         old = self.suffix
         if length > old.shape[4]:
             self.suffix = self.make(old.shape[2], min(self.longest, 2 * old.shape[4]))
-            # keys lie in blocks of sixteen tokens: the first ones stay the first ones
             self.suffix[:, :, :, :, : old.shape[4]] = old
 
 
@@ -248,6 +264,8 @@ class CompactDecoder:
         self.buffers = dict[str, Tensor]()
         self.copies = dict[str, Tensor]()
         self.norms = dict[int, Tensor]()
+        # set by who samples: no product's last bits depend on how many rows there are
+        self.invariant = False
         self.refresh()
 
     @torch.no_grad()
@@ -352,16 +370,19 @@ class CompactDecoder:
 
         Fresh pages cost as much as a product does.
         """
-        if name not in self.buffers or len(self.buffers[name]) < round_up_16(rows):
-            self.buffers[name] = torch.empty(round_up_16(rows), width, dtype=self.policy.dtype)
+        height = max(LEAST, round_up_16(rows))
+        if name not in self.buffers or len(self.buffers[name]) < height:
+            self.buffers[name] = torch.empty(height, width, dtype=self.policy.dtype)
         return self.buffers[name][:rows]
 
     def product(self, name: str, x: Tensor, weights: Weights) -> Tensor:
         """x [n, D] times weight [E, D], plus bias, in memory that is used again under that name."""
         weight, bias = weights
         rows = len(x)
-        out = self.buffer(name, rows, len(weight))
-        if rows <= FEW <= len(weight):
+        if self.invariant and rows < LEAST:
+            x = self.padded(x)
+        out = self.buffer(name, len(x), len(weight))
+        if len(x) <= FEW <= len(weight):
             call_kernel("product", x.dtype, x, weight, out, *x.shape, len(weight))
             return out if bias is None else out.add_(bias)
         if x.dtype == torch.bfloat16 and has_rows(x, round_up_16(rows)):
@@ -372,6 +393,14 @@ class CompactDecoder:
         if bias is None:
             return torch.mm(x, weight.mT, out=out)[:rows]
         return torch.addmm(bias, x, weight.mT, out=out)[:rows]
+
+    def padded(self, x: Tensor) -> Tensor:
+        """x [n, D] with rows behind it, to LEAST; what they hold does not matter."""
+        if has_rows(x, LEAST):
+            return x.as_strided((LEAST, x.shape[1]), x.stride())
+        wide = self.buffer(f"padded {x.shape[1]}", LEAST, x.shape[1])
+        wide[: len(x)] = x
+        return wide
 
     def add_norm(self, x: Tensor, y: Tensor | None, weight: Tensor) -> Tensor:
         """x += y in place, then x / rms(x) * weight."""
@@ -597,8 +626,9 @@ def bias_of(base: Any) -> Tensor:
 
 
 def has_rows(x: Tensor, count: int) -> bool:
-    """Does the memory that x [n, D] begins in hold so many rows, in 2 bytes a number?"""
-    return not x.storage_offset() and x.untyped_storage().nbytes() >= 2 * count * x.shape[1]
+    """Does the memory that x [n, D] begins in hold so many rows?"""
+    needed = x.element_size() * count * x.shape[1]
+    return not x.storage_offset() and x.untyped_storage().nbytes() >= needed
 
 
 def rotary_parameters(body: Any) -> dict[str, tuple[Tensor, float, str]]:
@@ -663,146 +693,336 @@ def compact_of(policy: LanguageModel) -> CompactDecoder | None:
     return made
 
 
-SAMPLE, GROUP, START, SLOT, TIME, TOKEN = range(6)
-"""The rows of `Decoder.rows`, which has a column for each completion in flight.
-
-They are the completion's number, its prompt's entry in the cache, that prompt's length, the
-completion's slot in the cache, how many of its tokens that holds, and its last token.
-"""
 PREFILL = 8192
 """Prompt tokens that are read at once."""
+GROUP, START, SLOT, TIME, TOKEN, HOW = range(6)
+"""The rows of `Flight.rows`, which has a column for each completion in flight.
+
+They are its prompt's entry in the cache, that prompt's length, the completion's slot, how many of
+its tokens the cache holds, its last token, and how it is drawn.
+"""
 
 
-class Decoder:
-    """Samples `each` completions of every prompt; completion i belongs to prompt i // each.
+class SamplingOptions(NamedTuple):
+    """How the tokens of a completion are drawn, and what else is noted of each.
 
-    See `laurel.rollout.sampler.sample`. A prompt's completions enter together, shortest prompts
-    first, when an eighth of the places is free.
+    top: so many of the likeliest tokens are noted with their log-probabilities; ids: the
+    log-probabilities of these tokens are.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    top: int = 0
+    ids: tuple[int, ...] = ()
+
+    @property
+    def noted(self) -> bool:
+        """Is more noted of a token than its own log-probability?"""
+        return bool(self.top or self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Completions of one prompt that enter together: the prompt is read once for all of them.
+
+    seeds, limits: of each completion the seed and the most tokens.
+    """
+
+    prompt: tuple[int, ...]
+    seeds: tuple[int, ...]
+    limits: tuple[int, ...]
+    options: SamplingOptions
+
+
+TokenNote = dict[int, float]
+"""Token -> log-probability: the likeliest tokens, and those that were asked for."""
+
+
+class Flight:
+    """Samples completions of a model with its weights as they are when a token is drawn.
+
+    `places`: so many completions at once, each in a slot. `admit` takes jobs in, `advance` draws
+    one token more of every completion, `collect` takes out what has ended, `drop` what nobody wants
+    any more. `longest`: the most tokens of a completion.
     """
 
     def __init__(
-        self,
-        model: CompactDecoder,
-        prompts: Sequence[tuple[int, ...]],
-        each: int,
-        seeds: Sequence[int],
-        limits: Sequence[int],
-        rows_at_once: int,
+        self, model: CompactDecoder, places: int, groups: int, width: int, longest: int
     ) -> None:
         self.model = model
-        self.prompts = prompts
-        self.each = each
         self.tokenizer = model.policy.tokenizer
-        # the last is the next: the shortest prompt enters first
-        self.queue = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-        at_once = min(max(rows_at_once // each, 1), len(prompts))
-        self.size = at_once * each
-        longest = max(limits)
-        self.cache = KVCache(model, self.size, at_once, max(map(len, prompts)), longest)
+        self.cache = KVCache(model, places, groups, width, longest)
         self.rows = torch.zeros(6, 0, dtype=torch.long)
-        self.limits = torch.tensor(limits)
-        self.finish: list[Finish] = ["length"] * len(limits)
-        self.uniforms = from_numpy(uniform_numbers(seeds, longest))
-        self.out_ids = torch.zeros(len(limits), longest, dtype=torch.long)
-        self.out_logp = torch.zeros(len(limits), longest)
-        self.length = torch.zeros(len(limits), dtype=torch.long)
+        self.free = list(range(places))[::-1]
+        self.ended: list[int] = []
+        self.options: list[SamplingOptions] = []
+        self.finish: list[Finish] = ["length"] * places
+        self.limits = torch.zeros(places, dtype=torch.long)
+        self.length = torch.zeros(places, dtype=torch.long)
+        self.uniforms = torch.zeros(places, longest, dtype=torch.float64)
+        self.out_ids = torch.zeros(places, longest, dtype=torch.long)
+        self.out_logp = torch.zeros(places, longest)
+        self.notes: dict[int, list[TokenNote]] = {}
         self.eos = torch.tensor(sorted(model.policy.eos_ids), dtype=torch.long)
 
-    @torch.no_grad()
-    def run(self, how: Draw) -> list[Completion]:
-        """Draw token after token until every row has ended."""
-        while self.queue or self.rows.shape[1]:
-            free = self.size - self.rows.shape[1]
-            if self.queue and free >= max(self.size // 8, self.each):
-                self.admit(min(free // self.each, len(self.queue)), how)
-            if self.rows.shape[1]:
-                self.advance(how)
-        self.model.buffers.clear()
-        ids = int_rows(self.out_ids)
-        logps = float_rows(self.out_logp)
-        found = list[Completion]()
-        for n, length in enumerate(ints(self.length)):
-            own_ids = tuple(ids[n][:length])
-            own_logps = tuple(logps[n][:length])
-            found.append(Completion(own_ids, own_logps, self.finish[n]))
-        return found
+    @property
+    def running(self) -> int:
+        """Completions in flight."""
+        return self.rows.shape[1]
 
-    def advance(self, how: Draw) -> None:
-        """One token more of every row in flight."""
-        rows, time = self.rows, self.rows[TIME]
-        self.cache.reserve(0, int(time.max()) + 1)
+    @torch.no_grad()
+    def admit(self, jobs: Sequence[Job]) -> list[list[int]]:
+        """Read prompts, and draw the first token of each completion: the slots of each job.
+
+        There must be a free place for every completion.
+        """
+        taken = list[list[int]]()
+        longest = max((len(job.prompt) for job in jobs), default=1)
+        for part in chunks(range(len(jobs)), max(1, PREFILL // longest)):
+            taken += self.enter([jobs[i] for i in part])
+        return taken
+
+    def enter(self, jobs: Sequence[Job]) -> list[list[int]]:
+        """Jobs whose prompts are read in one pass."""
+        groups = self.unused_groups(len(jobs))
+        self.cache.reserve(int(groups.max()) + 1, 0, max(len(job.prompt) for job in jobs))
+        logits = self.model.prefill([job.prompt for job in jobs], groups, self.cache)
+        slots = [[self.free.pop() for _ in job.seeds] for job in jobs]
+        counts = torch.tensor([len(job.seeds) for job in jobs])
+        first = self.running
+        self.rows = torch.cat([self.rows, self.columns(jobs, slots, groups, counts)], 1)
+        self.take(first, logits.repeat_interleave(counts, 0))
+        return slots
+
+    def columns(
+        self, jobs: Sequence[Job], slots: list[list[int]], groups: Tensor, counts: Tensor
+    ) -> Tensor:
+        """Columns of `rows` for completions that enter, with their slots prepared: [6, n]."""
+        slot = torch.tensor([one for part in slots for one in part])
+        limits = [limit for job in jobs for limit in job.limits]
+        seeds = [seed for job in jobs for seed in job.seeds]
+        self.limits[slot] = torch.tensor(limits)
+        self.length[slot] = 0
+        drawn = from_numpy(uniform_numbers(seeds, max(limits)))
+        self.uniforms[slot, : drawn.shape[1]] = drawn
+        for one in ints(slot):
+            self.finish[one] = "length"
+        new = torch.zeros(6, len(slot), dtype=torch.long)
+        new[SLOT] = slot
+        new[GROUP] = groups.repeat_interleave(counts)
+        new[START] = torch.tensor([len(job.prompt) for job in jobs]).repeat_interleave(counts)
+        hows = torch.tensor([self.number_of(job.options) for job in jobs])
+        new[HOW] = hows.repeat_interleave(counts)
+        for job, part in zip(jobs, slots, strict=True):
+            if job.options.noted:
+                self.notes |= {one: [] for one in part}
+        return new
+
+    def number_of(self, options: SamplingOptions) -> int:
+        """The place of some options among those in use."""
+        if options not in self.options:
+            if not self.running:
+                self.options.clear()
+            self.options.append(options)
+        return self.options.index(options)
+
+    def unused_groups(self, count: int) -> Tensor:
+        """The lowest entries of the prompts' cache that no completion in flight reads: [count]."""
+        used = set(ints(self.rows[GROUP]))
+        free = [n for n in range(count + len(used)) if n not in used]
+        return torch.tensor(free[:count])
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """One token more of every completion in flight."""
+        if not self.running:
+            return
+        rows = self.rows
+        time = rows[TIME]
+        self.cache.reserve(0, int(time.max()) + 1, 0)
         logits = self.model.step(
             rows[TOKEN], rows[GROUP], rows[START], rows[SLOT], time, self.cache
         )
         time += 1
-        self.take(0, logits, how)
+        self.take(0, logits)
 
-    def admit(self, count: int, how: Draw) -> None:
-        """Read the next `count` prompts, and draw the first token of each of their completions."""
-        chosen = [self.queue.pop() for _ in range(count)]
-        longest = len(self.prompts[chosen[-1]])
-        for part in chunks(chosen, max(1, PREFILL // longest)):
-            groups = self.unused(GROUP, len(part))
-            prompts = [self.prompts[i] for i in part]
-            self.cache.reserve(int(groups.max()) + 1, 0)
-            logits = self.model.prefill(prompts, groups, self.cache)
-            first = self.rows.shape[1]
-            self.rows = torch.cat([self.rows, self.entering(part, groups)], 1)
-            self.take(first, logits.repeat_interleave(self.each, 0), how)
-
-    def entering(self, part: Sequence[int], groups: Tensor) -> Tensor:
-        """Columns for the completions of some prompts, whose entries in the cache are `groups`."""
-        each = self.each
-        new = torch.zeros(6, len(part) * each, dtype=torch.long)
-        # completion i belongs to prompt i // each
-        new[SAMPLE] = (torch.tensor(part)[:, None] * each + torch.arange(each)).flatten()
-        new[GROUP] = groups.repeat_interleave(each)
-        new[SLOT] = self.unused(SLOT, new.shape[1])
-        lengths = torch.tensor([len(self.prompts[i]) for i in part])
-        new[START] = lengths.repeat_interleave(each)
-        return new
-
-    def unused(self, what: int, count: int) -> Tensor:
-        """The lowest numbers that no completion in flight has in the row `what`: [count]."""
-        used = set(ints(self.rows[what]))
-        free = [n for n in range(count + len(used)) if n not in used]
-        return torch.tensor(free[:count])
-
-    def take(self, first: int, logits: Tensor, how: Draw) -> None:
+    def take(self, first: int, logits: Tensor) -> None:
         """Draw a token for the rows from `first` on, and take out the rows that end with it."""
         rows = self.rows[:, first:]
-        sample = rows[SAMPLE]
-        time = self.length[sample]
-        point = self.uniforms[sample, time]
-        if how.top_k or how.top_p < 1:
-            ids, logp = sample_tokens(
-                logits, point, how.temperature, top_k=how.top_k, top_p=how.top_p
-            )
-        else:
-            ids, logp = self.model.draw(logits, point, how.temperature)
-        self.out_ids[sample, time] = ids
-        self.out_logp[sample, time] = logp
+        slot = rows[SLOT]
+        time = self.length[slot]
+        ids, logp = self.draw(logits, rows[HOW], slot, self.uniforms[slot, time])
+        self.out_ids[slot, time] = ids
+        self.out_logp[slot, time] = logp
         rows[TOKEN] = ids
-        self.length[sample] = time + 1
-        ended = self.limits[sample] == time + 1
+        self.length[slot] = time + 1
+        ended = self.limits[slot] == time + 1
         # an end token is the stronger reason: it is noted last
-        ended |= self.note("stop", sample, self.stopped(sample, how.stop))
-        ended |= self.note("eos", sample, torch.isin(ids, self.eos))
+        ended |= self.note("stop", slot, self.stopped(rows))
+        ended |= self.note("eos", slot, torch.isin(ids, self.eos))
         if ended.any():
+            self.ended += ints(slot[ended])
             before = torch.ones(first, dtype=torch.bool)
             self.rows = self.rows[:, torch.cat([before, ~ended])]
 
-    def note(self, why: Finish, sample: Tensor, which: Tensor) -> Tensor:
+    def draw(
+        self, logits: Tensor, how: Tensor, slot: Tensor, point: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A token for each row, and its log-probability, by the options of the row."""
+        kinds = sorted(set(ints(how)))
+        if len(kinds) == 1:
+            return self.draw_alike(self.options[kinds[0]], logits, slot, point)
+        ids = torch.zeros(len(logits), dtype=torch.long)
+        logp = torch.zeros(len(logits))
+        for kind in kinds:
+            these = (how == kind).nonzero()[:, 0]
+            found = self.draw_alike(self.options[kind], logits[these], slot[these], point[these])
+            ids[these], logp[these] = found
+        return ids, logp
+
+    def draw_alike(
+        self, options: SamplingOptions, logits: Tensor, slot: Tensor, point: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens for rows that are drawn in the same way."""
+        cut: dict[str, Any] = {"top_k": options.top_k, "top_p": options.top_p}
+        if options.noted:
+            logp_NV = scaled_probabilities(logits, options.temperature, **cut).log()
+            for one, note in zip(ints(slot), token_notes(logp_NV, options), strict=True):
+                self.notes[one].append(note)
+        if options.top_k or options.top_p < 1:
+            return sample_tokens(logits, point, options.temperature, **cut)
+        return self.model.draw(logits, point, options.temperature)
+
+    def note(self, why: Finish, slot: Tensor, which: Tensor) -> Tensor:
         """Set why some of these completions end; returns `which` as it was given."""
-        for n in ints(sample[which]):
+        for n in ints(slot[which]):
             self.finish[n] = why
         return which
 
-    def stopped(self, sample: Tensor, stop: tuple[str, ...]) -> Tensor:
-        """Which of these completions now hold a stop string."""
-        if not stop:
-            return torch.zeros(len(sample), dtype=torch.bool)
-        every = int_rows(self.out_ids[sample])
-        lengths = ints(self.length[sample])
-        rows = [ids[:length] for ids, length in zip(every, lengths, strict=True)]
-        return rows_with_stop(stop, self.tokenizer, rows)
+    def stopped(self, rows: Tensor) -> Tensor:
+        """Which of these completions now hold one of their stop strings."""
+        found = torch.zeros(rows.shape[1], dtype=torch.bool)
+        for kind, options in enumerate(self.options):
+            if not options.stop:
+                continue
+            these = (rows[HOW] == kind).nonzero()[:, 0]
+            slot = rows[SLOT, these]
+            lengths = ints(self.length[slot])
+            every = int_rows(self.out_ids[slot, : max(lengths, default=0)])
+            drawn = [ids[:length] for ids, length in zip(every, lengths, strict=True)]
+            if drawn:
+                found[these] = rows_with_stop(options.stop, self.tokenizer, drawn)
+        return found
+
+    def collect(self) -> dict[int, tuple[Completion, list[TokenNote]]]:
+        """The completions that have ended since, by slot; their slots are free again."""
+        if not self.ended:
+            return {}
+        slot = torch.tensor(self.ended)
+        lengths = ints(self.length[slot])
+        longest = max(lengths)
+        rows_ids = int_rows(self.out_ids[slot, :longest])
+        rows_logps = float_rows(self.out_logp[slot, :longest])
+        found = dict[int, tuple[Completion, list[TokenNote]]]()
+        for one, count, ids, logps in zip(self.ended, lengths, rows_ids, rows_logps, strict=True):
+            done = Completion(tuple(ids[:count]), tuple(logps[:count]), self.finish[one])
+            found[one] = done, self.notes.pop(one, [])
+        self.release(self.ended)
+        self.ended = []
+        return found
+
+    def drawn(self, slot: int, start: int) -> tuple[list[int], list[float], list[TokenNote]]:
+        """What was drawn of a completion in flight, from token `start` on."""
+        end = int(self.length[slot])
+        ids = ints(self.out_ids[slot, start:end])
+        (logps,) = float_rows(self.out_logp[slot, start:end][None])
+        return ids, logps, self.notes.get(slot, [])[start:]
+
+    def drop(self, slots: Sequence[int]) -> None:
+        """Take completions out that have not been collected; nothing of them is kept."""
+        gone = torch.tensor(list(slots), dtype=torch.long)
+        self.rows = self.rows[:, ~torch.isin(self.rows[SLOT], gone)]
+        self.ended = [one for one in self.ended if one not in slots]
+        for one in slots:
+            self.notes.pop(one, None)
+        self.release(slots)
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Slots are free again; memory of the pass is given back when nothing flies."""
+        self.free += list(slots)
+        if not self.running:
+            self.model.buffers.clear()
+
+
+def token_notes(logp_NV: Tensor, options: SamplingOptions) -> list[TokenNote]:
+    """Of each row the likeliest tokens and those that were asked for, with log-probabilities."""
+    found: list[TokenNote] = [{} for _ in range(len(logp_NV))]
+    if options.top:
+        logps, ids = logp_NV.topk(min(options.top, logp_NV.shape[1]), dim=1)
+        for note, some, values in zip(found, int_rows(ids), float_rows(logps), strict=True):
+            note.update(zip(some, values, strict=True))
+    if options.ids:
+        asked = float_rows(logp_NV[:, list(options.ids)])
+        for note, values in zip(found, asked, strict=True):
+            note.update(zip(options.ids, values, strict=True))
+    return found
+
+
+class Calls(NamedTuple):
+    """`each` completions of every prompt; completion i belongs to prompt i // each."""
+
+    prompts: Sequence[tuple[int, ...]]
+    each: int
+    seeds: Sequence[int]
+    limits: Sequence[int]
+    options: SamplingOptions
+
+    def job(self, prompt: int) -> Job:
+        """The completions of one prompt."""
+        first = prompt * self.each
+        end = first + self.each
+        seeds = tuple(self.seeds[first:end])
+        limits = tuple(self.limits[first:end])
+        return Job(self.prompts[prompt], seeds, limits, self.options)
+
+
+def sample_compact(model: CompactDecoder, calls: Calls, rows_at_once: int) -> list[Completion]:
+    """`laurel.rollout.sampler.sample` on a CPU.
+
+    A prompt's completions enter together, shortest prompts first, when an eighth of the places is
+    free.
+    """
+    prompts, each = calls.prompts, calls.each
+    # the last is the next: the shortest prompt enters first
+    queue = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    at_once = min(max(rows_at_once // each, 1), len(prompts))
+    places = at_once * each
+    # a few completions are faster with products of our own; of many no bits may depend on how many
+    model.invariant = len(calls.seeds) > FEW
+    flight = Flight(model, places, at_once, max(map(len, prompts)), max(calls.limits))
+    numbers = [0] * places
+    done: dict[int, Completion] = {}
+    while queue or flight.running:
+        flight.advance()
+        if queue and len(flight.free) + len(flight.ended) >= max(places // 8, each):
+            take_out(flight, numbers, done)
+            chosen = [queue.pop() for _ in range(min(len(flight.free) // each, len(queue)))]
+            put_in(flight, calls, chosen, numbers)
+    take_out(flight, numbers, done)
+    return [done[n] for n in range(len(calls.seeds))]
+
+
+def put_in(flight: Flight, calls: Calls, chosen: Sequence[int], numbers: list[int]) -> None:
+    """Begin the completions of some prompts; `numbers` says which one each slot has."""
+    slots = flight.admit([calls.job(i) for i in chosen])
+    for i, own in zip(chosen, slots, strict=True):
+        for g, slot in enumerate(own):
+            numbers[slot] = i * calls.each + g
+
+
+def take_out(flight: Flight, numbers: list[int], done: dict[int, Completion]) -> None:
+    """Put the completions that have ended into `done`, by their numbers."""
+    for slot, (completion, _) in flight.collect().items():
+        done[numbers[slot]] = completion

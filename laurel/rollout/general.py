@@ -37,14 +37,14 @@ def sample_general(
     done: dict[int, list[Completion]] = {}
     for chunk in chunks(by_length, max(1, rows_at_once // max(each, 1))):
         members = [i * each + g for i in chunk for g in range(each)]
-        state = _Rows(policy, [prompts[i] for i in chunk], each, [limits[n] for n in members])
+        state = GeneralRows(policy, [prompts[i] for i in chunk], each, [limits[n] for n in members])
         uniform = from_numpy(uniform_numbers([seeds[n] for n in members], state.longest))
         found = state.run(uniform, temperature, top_k, top_p, stop)
         done.update({i: found[k * each : (k + 1) * each] for k, i in enumerate(chunk)})
     return [completion for i in range(len(prompts)) for completion in done[i]]
 
 
-class _Rows:
+class GeneralRows:
     """The rows being sampled: their cache, their attention mask, and their tokens so far.
 
     `alive` lists the rows still in the batch; `open_N` says which rows have not ended (a row that
@@ -69,8 +69,10 @@ class _Rows:
         self.open_N = torch.ones(rows, dtype=torch.bool)
         self.out_ids = torch.zeros(rows, self.longest, dtype=torch.long)
         self.out_logp = torch.zeros(rows, self.longest, dtype=self.logits.dtype)
-        self.length = limits
+        self.length = list(limits)
         self.finish: list[Finish] = ["length"] * rows
+        self.last = torch.zeros(rows, dtype=torch.long)
+        self.eos = torch.tensor(sorted(policy.eos_ids), dtype=torch.long)
 
     def repeat(self, each: int) -> None:
         """Every row so many times: a prompt is read once for all of its completions."""
@@ -110,19 +112,25 @@ class _Rows:
         stop: tuple[str, ...],
     ) -> list[Completion]:
         """Draw token after token until every row has ended."""
-        eos = torch.tensor(sorted(self.policy.eos_ids), dtype=torch.long)
         uniform_NT = uniform_NT.to(self.logits.device)
         for t in range(self.longest):
-            point = uniform_NT[self.alive.to(uniform_NT.device), t]
-            ids, logp = sample_tokens(self.logits, point, temperature, top_k=top_k, top_p=top_p)
-            ids = ids.cpu()
-            self.out_ids[self.alive, t] = ids
-            self.out_logp[self.alive, t] = logp.cpu()
-            self.close_ended(ids, eos, t, stop)
+            if t:
+                self.advance()
+            self.draw(uniform_NT, t, temperature, top_k, top_p)
+            self.close_ended(t, stop)
             if not self.open_N.any():
                 break
-            self.advance(self.leave(ids))
         return self.completions()
+
+    def draw(
+        self, uniform_NT: Tensor, t: int, temperature: float, top_k: int, top_p: float
+    ) -> None:
+        """Token t of the rows that are still in the batch."""
+        point = uniform_NT[self.alive.to(uniform_NT.device), t]
+        ids, logp = sample_tokens(self.logits, point, temperature, top_k=top_k, top_p=top_p)
+        self.last = ids.cpu()
+        self.out_ids[self.alive, t] = self.last
+        self.out_logp[self.alive, t] = logp.cpu()
 
     def completions(self) -> list[Completion]:
         """The completions as they were drawn, each to its own length."""
@@ -133,15 +141,16 @@ class _Rows:
             for n, k in enumerate(self.length)
         ]
 
-    def close_ended(self, ids: Tensor, eos: Tensor, t: int, stop: tuple[str, ...]) -> None:
+    def close_ended(self, t: int, stop: tuple[str, ...]) -> None:
         """Close the rows that end with token t: by an end token, else a stop string, else limit."""
-        self.close(self.alive[torch.isin(ids, eos)], t, "eos")
+        self.close(self.alive[torch.isin(self.last, self.eos)], t, "eos")
         if stop:
             self.close(self.stopped(stop, t), t, "stop")
         self.close(self.alive[self.limits[self.alive] == t + 1], t, "length")
 
-    def advance(self, ids: Tensor) -> None:
-        """Logits after these tokens, one a row."""
+    def advance(self) -> None:
+        """Logits after the last token of every row; closed rows leave the batch before."""
+        ids = self.leave(self.last)
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
         column = ids.to(self.mask.device)[:, None]
         if self.cache is None:

@@ -16,7 +16,15 @@ from laurel.core.errors import UsageError
 from laurel.core.protocols import Generator
 from laurel.core.sample import Completion, Draw, Group, Key, Message, Sample
 from laurel.data.source import Row
-from laurel.fast.decode import CompactDecoder, Decoder, compact_because, compact_of, has_hooks
+from laurel.fast.decode import (
+    Calls,
+    CompactDecoder,
+    SamplingOptions,
+    compact_because,
+    compact_of,
+    has_hooks,
+    sample_compact,
+)
 from laurel.fast.inflight import sample_static
 from laurel.fast.static import SamplingParameters, StaticDecoder, static_because, static_decoder_of
 from laurel.model.chat import encode_prompt
@@ -84,6 +92,13 @@ class Sampler:
     def tokenizer(self) -> Any:
         return self.policy.tokenizer
 
+    @property
+    def exact(self) -> bool:
+        return True
+
+    def sync(self, version: int) -> None:
+        """Nothing: a decoder reads the weights anew in each `generate`."""
+
     @torch.no_grad()
     def generate(self, prompts: Sequence[tuple[int, ...]], draw: Draw) -> list[Completion]:
         """G = len(draw.seeds) / len(prompts) completions of each prompt, in order.
@@ -115,7 +130,9 @@ class Sampler:
                 model, prompts, each, draw.seeds, limits, how, draw.stop, rows_at_once
             )
         if model is not None:
-            return Decoder(model, prompts, each, draw.seeds, limits, rows_at_once).run(draw)
+            options = SamplingOptions(draw.temperature, draw.top_k, draw.top_p, tuple(draw.stop))
+            calls = Calls(prompts, each, draw.seeds, limits, options)
+            return sample_compact(model, calls, rows_at_once)
         how = (draw.temperature, draw.top_k, draw.top_p, draw.stop)
         return sample_general(policy, prompts, each, draw.seeds, limits, *how, rows_at_once)
 

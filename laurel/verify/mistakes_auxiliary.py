@@ -128,16 +128,6 @@ def all_right(found: list[Group]) -> list[Group]:
     return [replace(group, rewards=(1.0,) * len(group.samples)) for group in found]
 
 
-def squared_uniforms(right: Function) -> Function:
-    """`Decoder.take` with other points of the unit interval."""
-
-    def wrong(self: Any, first: int, logits: Tensor, how: tuple) -> None:
-        with swap_attribute(self, "uniforms", self.uniforms.square()):
-            right(self, first, logits, how)
-
-    return wrong
-
-
 AUXILIARY = (
     Mutant(
         "Q looks at the value of its own state",
@@ -386,8 +376,8 @@ OTHERS = (
     ),
     Mutant(
         "the compact decoder draws by the wrong uniform",
-        decode.Decoder.take,
-        squared_uniforms,
+        decode.Flight.draw_alike,
+        changed_arguments(point=torch.square),
         "samplers",
         "sampler: chi-square of counts, prompt 0",
     ),
