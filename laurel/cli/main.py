@@ -24,6 +24,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "how good a model is: greedy accuracy, pass@k, majority@k, with intervals",
     ),
     "sample": ("laurel.cli.eval", "what a model says to a prompt"),
+    "serve": (
+        "laurel.cli.serve",
+        "a model for other programs: OpenAI's and vLLM's wire on this machine",
+    ),
     "data": ("laurel.cli.data", "check gold answers, show rows and tokens, convert formats"),
     "verify": (
         "laurel.cli.verify",

@@ -47,6 +47,7 @@ ORDER = (
     "chat.md",
     "environments.md",
     "evaluation.md",
+    "serving.md",
     "report.md",
     "reward-models.md",
     "pipeline.md",

@@ -16,7 +16,7 @@ FLOORS = (
     {"model"},
     {"reward", "rollout", "judge"},
     {"eval"},
-    {"train", "search", "report"},
+    {"train", "search", "report", "serve"},
     {"verify", "pipeline"},
     {"cli"},
 )

@@ -1,0 +1,408 @@
+"""The thread that samples: requests join and leave between two tokens.
+
+Invariants, each of which a test holds:
+- a request that was accepted ends in exactly one way: with all of its choices, or with one failure;
+- the tokens of a choice depend on its prompt, options and seed, and on the weights alone;
+- every token belongs to one span of one version of the weights;
+- weights change between two tokens, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+from laurel.core.errors import LaurelError
+from laurel.core.sample import Completion
+from laurel.fast.decode import Flight, Job, TokenNote
+from laurel.model.policy import Policy
+from laurel.serve.flights import SlotSampler, sampler_of
+from laurel.serve.statistics import Statistics
+
+Result = TypeVar("Result")
+
+
+class Refused(LaurelError):
+    """A request that the server does not take: `status` is HTTP's, `kind` OpenAI's type."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+    ) -> None:
+        self.status, self.kind, self.param = status, kind, param
+        super().__init__(what)
+
+
+class Span(NamedTuple):
+    """Tokens [start, end) of a choice were drawn under this version of the weights."""
+
+    version: str
+    start: int
+    end: int
+
+
+class Drawn(NamedTuple):
+    """Tokens of a choice since the last event of a stream."""
+
+    choice: int
+    ids: list[int]
+    logps: list[float]
+    notes: list[TokenNote]
+
+
+class Done(NamedTuple):
+    """A choice has ended."""
+
+    choice: int
+    completion: Completion
+    notes: list[TokenNote]
+    spans: list[Span]
+
+
+class Failure(NamedTuple):
+    """The request has ended without its choices."""
+
+    error: Refused
+
+
+Event = Drawn | Done | Failure
+
+
+@dataclass
+class Served:
+    """A name that can be asked for: a policy, its sampler, and the version of its weights."""
+
+    name: str
+    policy: Policy
+    sampler: SlotSampler
+    version: str
+    folder: str
+    root: str = ""
+
+    @property
+    def compact(self) -> bool:
+        """Is it sampled by the trainer's own decoder, with the same bits whoever is beside it?"""
+        return isinstance(self.sampler, Flight)
+
+
+@dataclass
+class Choice:
+    """A completion of a request while it is drawn."""
+
+    slot: int = -1
+    sent: int = 0
+    spans: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+
+    def closed(self, length: int) -> list[Span]:
+        """The spans of a completion of so many tokens; an empty one is left out."""
+        starts = [start for _, start in self.spans] + [length]
+        found = [
+            Span(version, start, end)
+            for (version, start), end in zip(self.spans, starts[1:], strict=True)
+        ]
+        return [span for span in found if span.end > span.start]
+
+
+@dataclass(eq=False)
+class Generation:
+    """A request for completions: one job a prompt, choices numbered through all of them.
+
+    deliver: called in the sampling thread with the events of one token; it must not wait.
+    deadline: seconds of `time.monotonic`.
+    """
+
+    model: Served
+    jobs: Sequence[Job]
+    stream: bool
+    deliver: Callable[[list[Event]], None]
+    deadline: float
+    asked: float = field(default_factory=time.monotonic)
+    first: float = 0.0
+    choices: list[Choice] = field(default_factory=list[Choice])
+    left: int = 0
+    ended: bool = False
+
+    @property
+    def count(self) -> int:
+        """The number of its choices."""
+        return sum(len(job.seeds) for job in self.jobs)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes on.
+
+    places: completions drawn at once, of each name. queue: completions that may wait. seconds: of
+    a request from its arrival to its end. length: tokens of a prompt and its completion.
+    """
+
+    places: int = 64
+    queue: int = 4096
+    seconds: float = 600.0
+    length: int = 2048
+
+
+class Engine:
+    """Samples for all requests in one thread of its own."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.statistics = Statistics()
+        self.served: dict[str, Served] = {}
+        self.waiting: deque[Generation] = deque()
+        self.running: list[Generation] = []
+        self.paused = False
+        self.draining = False
+        self.commands: deque[Callable[[], None]] = deque()
+        self.wake = threading.Condition()
+        self.thread = threading.Thread(target=self.run, name="laurel-engine", daemon=True)
+        self.ending = False
+
+    # called by others: they hand something over, and never wait for the sampling
+
+    def add(self, name: str, policy: Policy, version: str, folder: str, root: str = "") -> Served:
+        """Serve a policy under a name."""
+        sampler = sampler_of(policy, self.limits.places, self.limits.length)
+        made = Served(name, policy, sampler, version, folder, root)
+        self.served = {**self.served, name: made}
+        return made
+
+    def start(self) -> None:
+        """Begin to sample."""
+        self.thread.start()
+
+    def submit(self, generation: Generation) -> None:
+        """Take a request on; Refused where too many wait, or the server is about to end."""
+        with self.wake:
+            if self.ending or self.draining:
+                raise Refused("the server is shutting down.", status=503, kind="server_error")
+            queued = sum(one.count for one in self.waiting)
+            if queued + generation.count > self.limits.queue and queued:
+                raise Refused(
+                    f"{queued} completions wait already, and {self.limits.queue} may:"
+                    " try again later.",
+                    status=429,
+                    kind="rate_limit_error",
+                )
+            self.waiting.append(generation)
+            self.wake.notify()
+
+    def cancel(self, generation: Generation) -> None:
+        """Nobody wants the answer any more."""
+        self.order(lambda: self.forget(generation))
+
+    def order(self, work: Callable[[], Result]) -> Future[Result]:
+        """Have something done between two tokens, by the thread that samples."""
+        future = Future[Any]()
+
+        def do() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self.wake:
+            if self.ending:
+                raise Refused("the server is shutting down.", status=503, kind="server_error")
+            self.commands.append(do)
+            self.wake.notify()
+        return future
+
+    def drain(self, seconds: float) -> None:
+        """Take nothing on any more, wait until all requests have ended, and stop the thread."""
+        with self.wake:
+            self.draining = True
+            self.paused = False
+            self.wake.notify()
+        until = time.monotonic() + seconds
+        while self.busy and time.monotonic() < until and self.thread.is_alive():
+            time.sleep(0.01)
+        with self.wake:
+            self.ending = True
+            self.wake.notify()
+        if self.thread.is_alive():
+            self.thread.join(timeout=10)
+
+    @property
+    def busy(self) -> bool:
+        """Is there a request that has not ended?"""
+        return bool(self.waiting or self.running)
+
+    # the thread
+
+    def run(self) -> None:
+        """Until the end: what was ordered, who waits, one token of everybody."""
+        while not self.ending:
+            with self.wake:
+                if not (self.commands or (self.busy and not self.paused)):
+                    # a request that waits in a pause may run out of its time
+                    self.wake.wait(timeout=0.2 if self.busy else 5.0)
+            while self.commands:
+                self.commands.popleft()()
+            self.give_up_late()
+            try:
+                self.turn()
+            except Exception as error:
+                logging.getLogger(__name__).exception("sampling failed")
+                self.fail_all(f"sampling failed: {type(error).__name__}.")
+        self.fail_all("the server was shut down.")
+
+    def turn(self) -> None:
+        """One token more of every completion in flight, after those that wait have joined."""
+        if self.paused:
+            return
+        self.join()
+        for served in {id(one.model): one.model for one in self.running}.values():
+            served.sampler.advance()
+            self.statistics.steps += 1
+            self.hand_out(served)
+
+    def join(self) -> None:
+        """Requests enter in the order they came, each whole, as far as there are places.
+
+        One that is larger than all places enters job by job.
+        """
+        entering: list[tuple[Generation, list[Job]]] = []
+        taken: dict[int, int] = {}
+        with self.wake:
+            while self.waiting:
+                generation = self.waiting[0]
+                jobs = list(generation.jobs)[self.entered(generation) :]
+                free = len(generation.model.sampler.free) - taken.get(id(generation.model), 0)
+                fits = jobs_that_fit(jobs, free)
+                if not fits:
+                    break
+                count = sum(len(job.seeds) for job in fits)
+                taken[id(generation.model)] = taken.get(id(generation.model), 0) + count
+                entering.append((generation, fits))
+                if generation not in self.running:
+                    self.running.append(generation)
+                    generation.left = generation.count
+                if len(fits) < len(jobs):
+                    break
+                self.waiting.popleft()
+        for served in {id(one.model): one.model for one, _ in entering}.values():
+            self.admit(served, [pair for pair in entering if pair[0].model is served])
+
+    def entered(self, generation: Generation) -> int:
+        """The number of a request's jobs that are in flight or done."""
+        jobs, seen = 0, 0
+        for job in generation.jobs:
+            seen += len(job.seeds)
+            jobs += seen <= len(generation.choices)
+        return jobs
+
+    def admit(self, served: Served, entering: list[tuple[Generation, list[Job]]]) -> None:
+        """Jobs into the sampler of their model, in one pass over all of their prompts."""
+        slots = iter(served.sampler.admit([job for _, jobs in entering for job in jobs]))
+        for generation, jobs in entering:
+            for _ in jobs:
+                for slot in next(slots):
+                    generation.choices.append(Choice(slot, 0, [(served.version, 0)]))
+            self.statistics.prompt_tokens += sum(len(job.prompt) for job in jobs)
+        self.hand_out(served)
+
+    def hand_out(self, served: Served) -> None:
+        """Events to everybody of whom a token was drawn, and the end of what has ended."""
+        ended = served.sampler.collect()
+        now = time.monotonic()
+        for generation in [one for one in self.running if one.model is served]:
+            events = list[Event]()
+            for index, choice in enumerate(generation.choices):
+                if choice.slot in ended:
+                    events.append(self.end_of(index, choice, *ended[choice.slot]))
+                    generation.left -= 1
+                elif generation.stream and choice.slot >= 0:
+                    drawn = served.sampler.drawn(choice.slot, choice.sent)
+                    choice.sent += len(drawn[0])
+                    if drawn[0]:
+                        events.append(Drawn(index, *drawn))
+            if not generation.first and generation.choices:
+                generation.first = now
+                self.statistics.first_token.observe(now - generation.asked)
+            if events:
+                generation.deliver(events)
+            if not generation.left:
+                self.close(generation, now)
+
+    def end_of(
+        self, index: int, choice: Choice, completion: Completion, notes: list[TokenNote]
+    ) -> Done:
+        """The event of a choice that has ended; its slot is another's from now on."""
+        choice.slot = -1
+        self.statistics.generated_tokens += len(completion.ids)
+        self.statistics.finished[completion.finish] += 1
+        return Done(index, completion, notes, choice.closed(len(completion.ids)))
+
+    def close(self, generation: Generation, now: float) -> None:
+        """A request has all of its choices."""
+        generation.ended = True
+        self.running.remove(generation)
+        self.statistics.whole_request.observe(now - generation.asked)
+
+    def forget(self, generation: Generation) -> None:
+        """Take a request out, wherever it is."""
+        if generation.ended:
+            return
+        generation.ended = True
+        with self.wake:
+            if generation in self.waiting:
+                self.waiting.remove(generation)
+        if generation in self.running:
+            self.running.remove(generation)
+            slots = [choice.slot for choice in generation.choices if choice.slot >= 0]
+            generation.model.sampler.drop(slots)
+        self.statistics.finished["abort"] += 1
+
+    def fail(self, generation: Generation, error: Refused) -> None:
+        """End a request without its choices."""
+        if not generation.ended:
+            self.forget(generation)
+            generation.deliver([Failure(error)])
+
+    def fail_all(self, what: str) -> None:
+        """End every request: after an error nobody knows whose it was, or at the end."""
+        for generation in [*self.running, *self.waiting]:
+            self.fail(generation, Refused(what, status=500, kind="server_error"))
+
+    def give_up_late(self) -> None:
+        """End the requests that have had their time."""
+        now = time.monotonic()
+        for generation in [*self.running, *self.waiting]:
+            if now > generation.deadline:
+                what = f"the answer took longer than {self.limits.seconds:g} s."
+                self.fail(generation, Refused(what, status=504, kind="timeout_error"))
+
+    def set_version(self, served: Served, version: str) -> None:
+        """From the next token on the weights of a name have this version."""
+        served.version = version
+        for generation in self.running:
+            if generation.model is not served:
+                continue
+            for choice in generation.choices:
+                if choice.slot >= 0:
+                    drawn = len(served.sampler.drawn(choice.slot, 0)[0])
+                    choice.spans.append((version, drawn))
+
+
+def jobs_that_fit(jobs: Sequence[Job], free: int) -> list[Job]:
+    """The first jobs, as far as there are places for all of their completions."""
+    found = list[Job]()
+    for job in jobs:
+        free -= len(job.seeds)
+        if free < 0:
+            break
+        found.append(job)
+    return found

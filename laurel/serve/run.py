@@ -1,0 +1,29 @@
+"""The server as a process: until SIGTERM or SIGINT, and what runs then is answered first."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from typing import Any
+
+import uvicorn
+
+SWITCH = 0.0005
+"""Seconds after which a thread hands over: sampling and answering share one interpreter."""
+
+
+def serve(app: Any, listening: socket.socket, seconds: float) -> None:
+    """Answer on a socket; at the end requests have so many seconds."""
+    sys.setswitchinterval(SWITCH)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal once more when all is answered: that was an end as asked for
+        signal.signal(number, lambda *_: None)
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=max(1, int(seconds)),
+        backlog=1024,
+    )
+    uvicorn.Server(settings).run([listening])
