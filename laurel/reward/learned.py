@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from laurel.model.scorer import Scorer
+    from laurel.reward.remote import RemoteScorer
 
 PREFIX = "model:"
 PENALTY = 0.5
@@ -55,7 +56,7 @@ def learned(
     token_budget: int = 8192,
 ) -> RewardFunction:
     """A reward function that asks trained scorers: prompt + completion as in training, the score at
-    the last token, centred.
+    the last token, centred. A folder may be the address of a server (`laurel serve`) instead.
 
     Each scorer's scores lose the mean that its folder keeps (0 if it keeps none); standardise: they
     are divided by its deviation too, for members whose scales differ. combine: see COMBINE. Folders
@@ -63,6 +64,7 @@ def learned(
     UsageError for a folder without a scorer, or with one of several classes.
     """
     from laurel.model.classifier import trained_labels
+    from laurel.reward.remote import is_address
 
     if not folders:
         raise UsageError("no scorer is named.", where="rewards", fix="Write model:FOLDER.")
@@ -77,7 +79,7 @@ def learned(
             f"the penalty on disagreement is {penalty}.", where="rewards", fix="Give 0 or more."
         )
     for folder in folders:
-        labels = trained_labels(folder)
+        labels = 1 if is_address(folder) else trained_labels(folder)
         if labels != 1:
             what = (
                 f"a scorer of {labels} classes gives no single number."
@@ -147,9 +149,13 @@ class _Learned:
         device: str,
         token_budget: int,
     ) -> None:
+        from laurel.reward.remote import RemoteScorer, is_address
+
         self.folders, self.combine, self.penalty = tuple(folders), combine, penalty
         self.standardise, self.device, self.token_budget = standardise, device, token_budget
-        self.scorers: list[Scorer] = []
+        self.scorers: list[Scorer | RemoteScorer] = []
+        # a server is asked now whether it has a scorer, a folder was looked at by its files
+        self.remote = {name: RemoteScorer(name) for name in self.folders if is_address(name)}
         self.lock = threading.Lock()
         self.__name__ = "model" if len(folders) == 1 else f"model_{combine}"
 
@@ -176,15 +182,16 @@ class _Learned:
             members = [self._centred(scorer, rows) for scorer in self._load()]
         return COMBINE[self.combine](torch.stack(members), self.penalty).tolist()
 
-    def _load(self) -> list[Scorer]:
+    def _load(self) -> list[Scorer | RemoteScorer]:
         from laurel.model.scorer import load_scorer
 
         if not self.scorers:
             self.scorers = [
-                load_scorer(folder, num_labels=1, device=self.device) for folder in self.folders
+                self.remote.get(name) or load_scorer(name, num_labels=1, device=self.device)
+                for name in self.folders
             ]
         return self.scorers
 
-    def _centred(self, scorer: Scorer, rows: list[dict[str, Any]]) -> Tensor:
+    def _centred(self, scorer: Scorer | RemoteScorer, rows: list[dict[str, Any]]) -> Tensor:
         score_N = scorer.score(rows, token_budget=self.token_budget).double() - scorer.card.mean
         return score_N / scorer.card.std if self.standardise else score_N
