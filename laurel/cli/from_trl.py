@@ -25,7 +25,7 @@ from laurel.core.trl_rules import TRAINERS, is_same_value
 
 LONGEST = 1 << 20
 """No limit on tokens but that of the model's positions: of prompts TRL 1.16 has no other."""
-UNLIMITED = {"max_length": LONGEST}
+UNLIMITED = {"max_length": LONGEST, "vllm_importance_sampling_clip_max": 1e9}
 """What a written null means, where it is not the same as silence."""
 EPOCHS = "num_train_epochs"
 EMPTY: tuple[Any, ...] = (None, "", [], {}, False)

@@ -53,6 +53,15 @@ def _between_commas(value: Any) -> Any:
     return ",".join(names) if named else cast(Any, value)
 
 
+def _split_at_commas(value: Any) -> Any:
+    """A list in which one text may name several between commas, as the command line has them."""
+    if not isinstance(value, list):
+        return value
+    items = cast("list[Any]", value)
+    split = [part.strip() for one in items if isinstance(one, str) for part in one.split(",")]
+    return split if all(isinstance(one, str) for one in items) else items
+
+
 def _by_name(value: Any) -> Any:
     """Evaluation rows: the text `name=FILE,name2=FILE2` and mappings become a dict."""
     if isinstance(value, dict):
@@ -68,6 +77,7 @@ class TrainConfig(Options):
     universal = UNIVERSAL_OPTIONS
     _names_of_rows = field_validator("dataset", "ptx_dataset", mode="before")(_between_commas)
     _sets = field_validator("eval_dataset", mode="before")(_by_name)
+    _urls = field_validator("engine", mode="before")(_split_at_commas)
 
     model: str = option(
         "starter",
@@ -248,7 +258,40 @@ class TrainConfig(Options):
     stop: list[str] | None = option(None, "strings that end a completion")
     env: str | None = option(None, "a multi-turn environment: a name (calculator) or file.py:Class")
     max_turns: int | None = option(None, "turns of the policy in one episode", ge=1)
+    engine: list[str] | None = option(
+        None,
+        "sample on servers, by their addresses (several between commas): `laurel serve`, or vLLM;"
+        " they get the weights of every step",
+    )
+    engine_timeout: float | None = option(
+        None, "seconds that a call to a server may take before its rows go to another", gt=0
+    )
+    engine_weights: Literal["auto", "folder", "lora", "nccl"] | None = option(
+        None,
+        "how weights get to the servers: a folder they read; a folder of adapters; vLLM's own"
+        " sender over NCCL; auto: adapters as adapters, all else by folder",
+    )
     num_iterations: int | None = option(None, "optimiser passes over each batch of samples", ge=1)
+    importance_sampling_correction: (
+        Literal["auto", "none", "token_truncate", "sequence_mask"] | None
+    ) = option(
+        None,
+        "what samples weigh that an engine drew with other log-probabilities than the trainer's:"
+        " token_truncate: a token's weight times its ratio pi/sampler, at most the cap;"
+        " sequence_mask: a row's weights times its whole ratio, 0 above the cap; auto:"
+        " token_truncate with such an engine, none in this process. online_dpo and rrhf compare"
+        " whole answers: auto is none, sequence_mask leaves answers above the cap out",
+    )
+    importance_sampling_cap: float | None = option(
+        None, "the cap on those ratios", ge=1, allow_inf_nan=False
+    )
+    sampler_gap_limit: float | None = option(
+        None,
+        "nats between the sampler's and the trainer's log-probabilities, at the 99th percentile of"
+        " a step's tokens, above which the run stops; 0: by rounding in this process, .01 for an"
+        " engine where both compute in float32, else 1",
+        ge=0,
+    )
     relabel: str | None = option(
         None,
         "which instruction a completion achieved: file.py:function or module.function, a prompt (or"

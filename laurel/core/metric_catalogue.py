@@ -22,6 +22,7 @@ class MetricMeaning:
 
 JUDGED = "what the run prints at its end: the same with intervals, beside trivial baselines"
 READ_SAMPLES = "read samples.jsonl: what do the completions say, and why were they scored so?"
+ENGINE = "the engine's weights, precision and template; learning_rate, if it grows"
 SPEED = "token_budget and prompts_per_step: larger batches keep the machine busy"
 
 CATALOGUE: dict[str, MetricMeaning] = {
@@ -208,6 +209,53 @@ CATALOGUE: dict[str, MetricMeaning] = {
         "below .1 in float32, 1 in bfloat16",
         "as sampler_gap/mean",
         high=2.0,
+    ),
+    "sampling/sampling_logp_difference/mean": MetricMeaning(
+        "sampler_gap/mean of an engine, by TRL's name",
+        "nats",
+        "below .001 in float32, .02 in bfloat16",
+        ENGINE,
+    ),
+    "sampling/sampling_logp_difference/max": MetricMeaning(
+        "sampler_gap/max of an engine, by TRL's name",
+        "nats",
+        "below .1 in float32, 1 in bfloat16",
+        ENGINE,
+    ),
+    "sampling/importance_sampling_ratio/mean": MetricMeaning(
+        "mean of what weights are multiplied by since an engine sampled: min(pi / sampler, cap) of"
+        " a token, or a row's whole ratio (sequence_mask)",
+        "ratio",
+        "within 1 % of 1; of long rows within 10 %",
+        ENGINE,
+        low=0.8,
+        high=1.25,
+    ),
+    "sampling/importance_sampling_ratio/min": MetricMeaning(
+        "least of them; of sequence_mask 0 where a row is masked",
+        "ratio",
+        "above .5 in float32",
+        ENGINE,
+    ),
+    "sampling/importance_sampling_ratio/max": MetricMeaning(
+        "largest of them: at most importance_sampling_cap",
+        "ratio",
+        "at most the cap",
+        ENGINE,
+    ),
+    "sampling/importance_sampling_ratio/truncated": MetricMeaning(
+        "share of sampled tokens whose ratio is above importance_sampling_cap (token_truncate)",
+        "share",
+        "0 in float32, below .001 in bfloat16",
+        ENGINE,
+        high=0.01,
+    ),
+    "sampling/importance_sampling_ratio/masked": MetricMeaning(
+        "share of sampled rows whose ratio is above importance_sampling_cap (sequence_mask)",
+        "share",
+        "0 in float32, below .1 in bfloat16; grows with the length of rows",
+        "token_truncate, where rows are long: " + ENGINE,
+        high=0.3,
     ),
     "loss": MetricMeaning(
         "value of the objective; for policy gradients it says nothing about progress and may be 0",

@@ -98,10 +98,20 @@ class Generator(Protocol):
 
         G = len(draw.seeds) / len(prompts)
 
-    The tokens of a completion depend on its seed and the weights alone.
+    The tokens of a completion depend on its seed and the weights alone. `exact`: its
+    log-probabilities are the trainer's up to rounding of one arithmetic, as those of our own
+    decoders are. One that is not may have an attribute `precision`, such as "float32": what it
+    computes in, which decides how far from the trainer's they may be (`laurel.train.gap`).
+    `sync(version)`: from now on it samples with the weights as they are, which are version
+    `version`; where they are the trainer's own, there is nothing to do.
     """
 
     @property
     def tokenizer(self) -> Any: ...
+
+    @property
+    def exact(self) -> bool: ...
+
+    def sync(self, version: int) -> None: ...
 
     def generate(self, prompts: Sequence[tuple[int, ...]], draw: Draw) -> list[Completion]: ...

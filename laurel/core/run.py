@@ -32,6 +32,9 @@ from laurel.core.version import __version__
 FREE_TO_CHANGE = (
     "device",
     "early_stopping_patience",
+    "engine",
+    "engine_timeout",
+    "engine_weights",
     "eval_steps",
     "load_best_model_at_end",
     "logging_steps",

@@ -298,7 +298,8 @@ class Batch(Columns):
     - start_N, length_N int64: where the completion begins in its row, and its number of tokens.
     - loss_mask_NT bool: the completion tokens that are trained on. "No mask" is all ones up to
       `length_N`.
-    - logp_old_NT: log-probabilities under the policy that sampled.
+    - logp_old_NT: log-probabilities under the weights that sampled: the sampler's, which are the
+      trainer's up to rounding, or the trainer's own where the sampler is another arithmetic.
     - logp_ref_NT: log-probabilities under the reference (zeros if there is none).
     - weight_NT: what multiplies a token's log-likelihood in the loss: the advantage A, or the
       weight of a row of data.

@@ -6,16 +6,28 @@ from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any
 
-from laurel.core.trl import Request, TrlName, print_notes, renamed_option, same_options, translate
+from laurel.core.trl import (
+    Request,
+    TrlName,
+    print_notes,
+    rename_rule,
+    renamed_option,
+    same_options,
+    translate,
+)
 from laurel.core.trl_loss import translate_loss_type, translate_loss_weights, translate_ratio_level
 from laurel.core.trl_rules import (
+    of_engine,
     one_update,
     only_values,
     single_item_rule,
     steps_or_fraction_rule,
     strategy_interval,
     switch_rule,
+    translate_correction,
+    translate_correction_switch,
     translate_dataset,
+    translate_engine,
     translate_init_kwargs,
     translate_logging_strategy,
     translate_max_steps,
@@ -232,6 +244,31 @@ TRANSLATED: dict[str, TrlName] = {
         importance_sampling_level="token",
     ),
     **renamed_option(
+        "importance_sampling_correction",
+        "false is importance_sampling_correction: none here.",
+        translate_correction_switch,
+        vllm_importance_sampling_correction=True,
+    ),
+    **renamed_option(
+        "importance_sampling_correction",
+        "It is importance_sampling_correction here, with two of the four modes.",
+        translate_correction,
+        vllm_importance_sampling_mode="sequence_mask",
+    ),
+    **renamed_option(
+        "importance_sampling_cap",
+        "It is importance_sampling_cap here.",
+        of_engine(rename_rule("importance_sampling_cap")),
+        vllm_importance_sampling_clip_max=3.0,
+        vllm_importance_sampling_cap=None,
+    ),
+    **renamed_option(
+        "",
+        "A ratio below 1 is a smaller weight here, and stays one.",
+        of_engine(only_values(None, fix="Leave it out: importance_sampling_cap is the bound.")),
+        vllm_importance_sampling_clip_min=None,
+    ),
+    **renamed_option(
         "warmup_steps",
         "warmup_ratio is warmup_steps here, as a share of max_steps.",
         steps_or_fraction_rule("warmup_steps"),
@@ -249,6 +286,16 @@ TRANSLATED: dict[str, TrlName] = {
         "save_strategy is save_steps here: 0 is only at the end.",
         strategy_interval("save_steps", "", 500),
         save_strategy="steps",
+    ),
+    **renamed_option(
+        "engine",
+        "vLLM's server is engine: URL here.",
+        translate_engine,
+        use_vllm=False,
+        vllm_mode="colocate",
+        vllm_server_base_url=None,
+        vllm_server_host="0.0.0.0",
+        vllm_server_port=8000,
     ),
     **renamed_option(
         "",
@@ -388,6 +435,7 @@ OWN: dict[str, tuple[str, ...]] = {
         "scale_rewards",
         "loss_type",
         "importance_sampling_level",
+        "vllm_importance_sampling_mode",
         "mask_truncated_completions",
         "entropy_coef",
     ),

@@ -172,6 +172,35 @@ def translate_num_iterations(value: Any, ask: Request) -> dict[str, Any]:
     return {"num_iterations": value}
 
 
+def of_engine(rule: Rule) -> Rule:
+    """A rule of what TRL does with the samples of vLLM only: in a port without it, nothing."""
+
+    def only_there(value: Any, ask: Request) -> dict[str, Any]:
+        return {} if ask.port and not as_bool(ask.of("use_vllm")) else rule(value, ask)
+
+    return only_there
+
+
+@of_engine
+def translate_correction_switch(value: Any, ask: Request) -> dict[str, Any]:
+    """Off: nothing is corrected. On: the mode says how."""
+    return {} if as_bool(value) else {"importance_sampling_correction": "none"}
+
+
+@of_engine
+def translate_correction(value: Any, ask: Request) -> dict[str, Any]:
+    """Two of TRL's four modes; none where the correction is switched off."""
+    if not as_bool(ask.of("vllm_importance_sampling_correction")):
+        return {}
+    if value not in (None, "token_truncate", "sequence_mask"):
+        near = {"token_mask": "token_truncate", "sequence_truncate": "sequence_mask"}
+        raise UsageError(
+            f"`{value}` is no correction here.",
+            fix=f"Near it: {near.get(str(value), 'token_truncate or sequence_mask')}.",
+        )
+    return {} if value is None else {"importance_sampling_correction": value}
+
+
 def translate_precision(value: Any, ask: Request) -> dict[str, Any]:
     """bf16 is the precision of the products, `dtype` here; TRL's dtype is `param_dtype` here."""
     if not ask.port:
@@ -363,6 +392,22 @@ def translate_dataset(value: Any, ask: Request) -> dict[str, Any]:
             "a configuration of what?", fix="Give the data set, too: --dataset NAME:CONFIGURATION."
         )
     return {"dataset": f"{name}:{config}" if config else str(name)}
+
+
+def translate_engine(value: Any, ask: Request) -> dict[str, Any]:
+    """A server to sample on, where one is asked for; else the sampler of this process."""
+    if not as_bool(ask.of("use_vllm")):
+        return {}
+    url = ask.given.get("vllm_server_base_url")
+    mode = ask.given.get("vllm_mode") or ("server" if url else "colocate")
+    if mode != "server":
+        ask.lines.append("Sampling is laurel's own, in this process.")
+        return {}
+    host = str(ask.of("vllm_server_host") or "0.0.0.0")
+    # a server that listens on every address is asked on this machine's own
+    name = "127.0.0.1" if host == "0.0.0.0" else host
+    ask.lines.append("The server is vLLM's own, or `laurel serve`; not `trl vllm-serve`.")
+    return {"engine": [url or f"http://{name}:{ask.of('vllm_server_port') or 8000}"]}
 
 
 def translate_mixture(value: Any, ask: Request) -> dict[str, Any]:

@@ -44,14 +44,9 @@ HARMLESS: dict[str, TrlName] = {
         wandb_entity=None,
     ),
     **harmless_names(
-        "Sampling is laurel's own; there is nothing to switch.",
-        use_vllm=False,
-        vllm_mode="colocate",
+        "Sampling is laurel's own, or a server's (engine): whoever starts that sets it up.",
         vllm_model_impl="vllm",
         vllm_enable_sleep_mode=False,
-        vllm_server_base_url=None,
-        vllm_server_host="0.0.0.0",
-        vllm_server_port=8000,
         vllm_server_timeout=240.0,
         vllm_group_port=51216,
         vllm_gpu_memory_utilization=0.3,
@@ -63,15 +58,6 @@ HARMLESS: dict[str, TrlName] = {
         cache_implementation=None,
         ds3_gather_for_generation=True,
         use_cache=False,
-    ),
-    **harmless_names(
-        "The sampler's log-probabilities are the trainer's here, and a start check holds them "
-        "equal: there is no mismatch to correct.",
-        vllm_importance_sampling_correction=True,
-        vllm_importance_sampling_mode="sequence_mask",
-        vllm_importance_sampling_clip_max=3.0,
-        vllm_importance_sampling_clip_min=None,
-        vllm_importance_sampling_cap=None,
     ),
     **harmless_names(
         "token_budget bounds the memory of a micro-batch; results do not depend on it.",

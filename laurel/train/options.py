@@ -11,6 +11,7 @@ from laurel.objective.constraint import check_of
 from laurel.objective.kl import check_kl
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.binding import option_defaults
+from laurel.train.row import Algorithm
 
 ADAMW = ("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
 
@@ -59,11 +60,7 @@ def resolve(name: str, config: TrainConfig) -> TrainConfig:
     if "kl_placement" in given and "kl_estimator" not in given:
         given["kl_estimator"] = "k1" if given["kl_placement"] == "reward" else "k3"
     resolved = config.model_copy(update={**own, **given})
-    if row.source.prompts and resolved.env is None:
-        resolved = resolved.model_copy(update={"max_turns": None})
-    if row.source.sampled and resolved.reference is None:
-        reference = "start" if resolved.beta else "none"
-        resolved = resolved.model_copy(update={"reference": reference})
+    resolved = resolved.model_copy(update=by_others(row, resolved))
     check_unit(name, resolved)
     check_given(config)
     check_precision(name, resolved)
@@ -78,6 +75,21 @@ def resolve(name: str, config: TrainConfig) -> TrainConfig:
     if row.source.population:
         check_population(name, resolved)
     return resolved
+
+
+def by_others(row: Algorithm, config: TrainConfig) -> dict[str, Any]:
+    """The options whose defaults depend on other options.
+
+    Turns without an environment, and how to reach servers where none is named, are nothing.
+    """
+    found = dict[str, Any]()
+    if row.source.prompts and config.env is None:
+        found["max_turns"] = None
+    if row.source.sampled and not config.engine:
+        found |= dict.fromkeys(("engine", "engine_timeout", "engine_weights"))
+    if row.source.sampled and config.reference is None:
+        found["reference"] = "start" if config.beta else "none"
+    return found
 
 
 def refuse_foreign(name: str, config: TrainConfig, own: dict[str, Any]) -> None:
@@ -120,6 +132,10 @@ def check_given(config: TrainConfig) -> None:
             where="max_turns",
             fix="Name one with env, or leave it out.",
         )
+    for option in ("engine_timeout", "engine_weights"):
+        if getattr(config, option) is not None and not config.engine:
+            what = f"{option} belongs to servers that sample, and none is named."
+            raise UsageError(what, where=option, fix="Name them with engine, or leave it out.")
     if config.stop_at is not None and not config.eval_steps:
         raise UsageError(
             "stop_at needs an evaluation to look at.", where="stop_at", fix="Set eval_steps."
@@ -185,6 +201,7 @@ def check_population(name: str, config: TrainConfig) -> None:
 def check_sampling(name: str, config: TrainConfig) -> None:
     """Contradictions that would train wrongly, or not at all, are errors now."""
     check_draws(name, config)
+    check_correction(name, config)
     check_anchor(config)
     check_reward_options(config)
     if config.on_alarm == "return" and not config.save_steps:
@@ -222,6 +239,18 @@ def check_draws(name: str, config: TrainConfig) -> None:
         raise UsageError(
             "dropout must be off: the sampler has none, so the ratio would not start at 1.",
             where="disable_dropout",
+        )
+
+
+def check_correction(name: str, config: TrainConfig) -> None:
+    """UsageError for a weight per token where whole answers are compared."""
+    compares = config.loss_aggregation == "comparison_mean"
+    if compares and config.importance_sampling_correction == "token_truncate":
+        raise UsageError(
+            f"`{name}` compares whole answers: there is no weight of a token to multiply.",
+            where="importance_sampling_correction",
+            fix="Use none (a comparison's optimum does not depend on who gave the answers), or"
+            " sequence_mask, which leaves answers out.",
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.named_datasets import format_named_sets
-from laurel.core.protocols import Env
+from laurel.core.protocols import Env, Generator
 from laurel.core.run import Run
 from laurel.data.rows import columns_note, read_rows
 from laurel.data.source import Row
@@ -36,7 +36,9 @@ from laurel.model.policy import (
 )
 from laurel.model.scorer import Scorer, check_language_head, load_scorer
 from laurel.reward.mixture import Mixture
+from laurel.rollout.engine import Engine, EngineOptions
 from laurel.rollout.episode import load_env
+from laurel.rollout.sampler import Sampler
 from laurel.rollout.source import RANKINGS
 from laurel.train import parallel
 from laurel.train.algorithms import ALGORITHMS
@@ -204,6 +206,7 @@ def make_session(
 ) -> Session:
     """The session: rows that fit the models, and the notes for the user."""
     row, policy = ALGORITHMS[algorithm], models.policy
+    generator = choose_generator(policy, config, run)
     rows, eval_rows, fit_notes = fitting_rows(policy, config, row, found)
     config, epochs = in_epochs(config, len(rows))
     check_evaluated(config)
@@ -217,6 +220,7 @@ def make_session(
         make_env=found.make_env,
         run=run,
         policy=policy,
+        generator=generator,
         reference=models.reference,
         optimizer=models.optimizer,
         bound=bind_row(row, config, rounding=2 * getattr(policy, "slack", 0.0)),
@@ -224,6 +228,7 @@ def make_session(
             *observers.notes,
             *data_notes(config, row, found),
             *models.notes,
+            *getattr(generator, "notes", ()),
             *fit_notes,
             epochs,
         ],
@@ -237,6 +242,17 @@ def make_session(
     if row.source.read and not row.source.partners and models.reference is not None:
         session.reference_cache = open_cache(session)
     return session
+
+
+def choose_generator(policy: Any, config: TrainConfig, run: Run) -> Generator:
+    """What samples: this process, or the servers of the option `engine`."""
+    if not config.engine:
+        return Sampler(policy)
+    options = EngineOptions(
+        tuple(config.engine), config.engine_timeout or 600.0, config.engine_weights or "auto"
+    )
+    leader = parallel.rank() == 0
+    return Engine(policy, options, folder=run.folder / "engine", run=run.id, leader=leader)
 
 
 def note_start(session: Session) -> None:

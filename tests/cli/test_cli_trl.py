@@ -80,6 +80,19 @@ TRANSLATED = [
         {"prompts_per_step": 32},
     ),
     ("sft", {"per_device_train_batch_size": 8, "prompts_per_step": "8"}, {"prompts_per_step": 8}),
+    (
+        "grpo",
+        {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "http://h:8001"},
+        {"engine": ["http://h:8001"]},
+    ),
+    (
+        "rloo",
+        {"use_vllm": "true", "vllm_mode": "server", "vllm_server_port": 8001},
+        {"engine": ["http://127.0.0.1:8001"]},
+    ),
+    ("grpo", {"use_vllm": True}, {"engine": None}),
+    ("grpo", {"vllm_server_base_url": "http://h:8001"}, {"engine": None}),
+    ("grpo", {"engine": "http://a:1,http://b:2"}, {"engine": ["http://a:1", "http://b:2"]}),
     ("sft", {"bf16": True}, {"dtype": "bfloat16"}),
     ("sft", {"bf16": "false"}, {"dtype": "float32"}),
     ("sft", {"torch_dtype": "torch.bfloat16"}, {"param_dtype": "bfloat16"}),
@@ -129,6 +142,19 @@ TRANSLATED = [
     ),
     ("cispo", {"loss_type": "cispo"}, {"loss_aggregation": None}),
     ("gspo", {"importance_sampling_level": "sequence"}, {}),
+    (
+        "grpo",
+        {
+            "vllm_importance_sampling_mode": "sequence_mask",
+            "vllm_importance_sampling_clip_max": 2.0,
+        },
+        {"importance_sampling_correction": "sequence_mask", "importance_sampling_cap": 2.0},
+    ),
+    (
+        "cispo",
+        {"vllm_importance_sampling_correction": False, "vllm_importance_sampling_cap": 4},
+        {"importance_sampling_correction": "none", "importance_sampling_cap": 4.0},
+    ),
     ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1, 0.5]}, {"rpo_alpha": 0.5}),
     ("robust_dpo", {"loss_type": "robust", "label_smoothing": 0.2}, {"label_smoothing": 0.2}),
     (
@@ -195,6 +221,8 @@ REFUSED = [
     ("grpo", {"loss_type": "sapo"}, "Choose from: grpo, dapo, bnpo, dr_grpo, cispo"),
     ("dr_grpo", {"loss_type": "dapo"}, "Run: laurel train grpo"),
     ("grpo", {"importance_sampling_level": "sequence"}, "Run: laurel train gspo"),
+    ("grpo", {"vllm_importance_sampling_mode": "token_mask"}, "Near it: token_truncate"),
+    ("grpo", {"vllm_importance_sampling_clip_min": 0.5}, "importance_sampling_cap is the bound"),
     ("grpo", {"reward_funcs": ["get_soft_overlong_punishment"]}, "overlong_buffer: 256"),
     ("dpo", {"loss_type": "ipo"}, "Run: laurel train ipo"),
     ("dpo", {"loss_type": ["hinge"]}, "Near it: dpo"),
@@ -203,8 +231,8 @@ REFUSED = [
     ("sft", {"push_to_hub": True}, "unknown option `push_to_hub`. Nothing is sent to the hub"),
     (
         "grpo",
-        {"use_vllm": True, "fp16": True},
-        "unknown options `use_vllm`, `fp16`. `use_vllm`: Sampling is laurel's own",
+        {"vllm_tensor_parallel_size": 2, "fp16": True},
+        "unknown options `vllm_tensor_parallel_size`, `fp16`. `vllm_tensor_parallel_size`: Sampling",
     ),
 ]
 
@@ -613,6 +641,46 @@ def test_where_the_mathematics_is_not_quite_the_same_it_is_said(tmp_path, capsys
     assert (
         "masked completions" not in ported(tmp_path / "s.yaml", capsys=capsys)[1]
     )  # a mean over tokens
+
+
+ENGINE = """
+model_name_or_path: starter
+dataset_name: addition
+reward_funcs: [addition]
+use_vllm: {use}
+"""
+
+
+@pytest.mark.parametrize(
+    ("use", "more", "want"),
+    [
+        ("true", "", ("sequence_mask", 3.0)),
+        ("true", "vllm_importance_sampling_mode: token_truncate", ("token_truncate", 3.0)),
+        ("true", "vllm_importance_sampling_correction: false", ("none", 3.0)),
+        ("true", "vllm_importance_sampling_clip_max: null", ("sequence_mask", 1e9)),
+        ("true", "vllm_importance_sampling_cap: 2", ("sequence_mask", 2.0)),
+        ("false", "", ("auto", 3.0)),
+        ("false", "vllm_importance_sampling_mode: token_mask", ("auto", 3.0)),
+        ("false", "vllm_importance_sampling_clip_min: 0.5", ("auto", 3.0)),
+    ],
+)
+def test_what_vllm_draws_is_corrected_as_trl_corrects_it(use, more, want, tmp_path, capsys):
+    """Written or by TRL's default where vLLM samples; where it does not, TRL corrects nothing."""
+    (tmp_path / "trl.yaml").write_text(ENGINE.format(use=use) + more + "\n")
+    code, said, config = ported(tmp_path / "trl.yaml", capsys=capsys)
+    assert code == 0, said
+    found = config["importance_sampling_correction"], config["importance_sampling_cap"]
+    assert found == want
+
+
+def test_a_mode_that_there_is_not_stops_a_port_with_vllm(tmp_path, capsys):
+    for more, said in (
+        ("vllm_importance_sampling_mode: sequence_truncate", "Near it: sequence_mask"),
+        ("vllm_importance_sampling_clip_min: 0.5", "importance_sampling_cap is the bound"),
+    ):
+        (tmp_path / "trl.yaml").write_text(ENGINE.format(use="true") + more + "\n")
+        code, printed, _ = ported(tmp_path / "trl.yaml", capsys=capsys)
+        assert code == 2 and said in printed
 
 
 def test_a_written_null_is_not_silence(tmp_path, capsys):
