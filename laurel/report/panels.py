@@ -42,6 +42,14 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Ratio to the sampling policy", ("ratio/mean", "ratio/max")),
     ("KL from the sampling policy", ("approx_kl",)),
     ("Sampler against trainer", ("sampler_gap/mean", "sampler_gap/p99", "sampler_gap/max")),
+    (
+        "Weights since an engine sampled",
+        tuple(f"sampling/importance_sampling_ratio/{which}" for which in ("mean", "min", "max")),
+    ),
+    (
+        "Beyond the cap on these weights",
+        tuple(f"sampling/importance_sampling_ratio/{which}" for which in ("truncated", "masked")),
+    ),
     ("Failed rewards", ("failed_fraction",)),
     ("Gradient norm", ("grad_norm",)),
     ("Learning rate", ("learning_rate",)),

@@ -14,7 +14,8 @@ from laurel.fast.logprob import USUAL, WORST
 from laurel.model.rows import encode_answers
 from laurel.rollout.episode import play
 from laurel.rollout.pack import pack, reward_matrix
-from laurel.rollout.sampler import Sampler, rollout
+from laurel.rollout.sampler import rollout
+from laurel.train.gap import describe_start
 from laurel.train.memory import memory
 from laurel.train.progress import Progress
 from laurel.train.record import has_score, percentile99
@@ -38,7 +39,7 @@ def show_and_check_start(session: Session, step: int, progress: Progress) -> Non
     if session.learns_from_data:
         progress.say(supervised_view(session))
         return
-    groups = first_samples(session)
+    groups = first_samples(session, step)
     scored = session.score(groups)
     if session.mixture is not None and not session.row.source.judge:
         session.mixture.refuse(*session.mixture.failures(scored))
@@ -52,15 +53,16 @@ def show_and_check_start(session: Session, step: int, progress: Progress) -> Non
     check_start(session, next(pack(groups).split(budget)), step, progress)
 
 
-def first_samples(session: Session) -> list[Group]:
+def first_samples(session: Session, step: int) -> list[Group]:
     """Samples of a few prompts, as a step would draw them."""
     config = session.config
     prompts, each = probe_sizes(config)
     draw = Draw.of(config, "check", 0, num_generations=each)
     few = session.rows[:prompts]
+    session.generator.sync(step)
     if session.make_env is None:
-        return rollout(Sampler(session.policy), few, draw)
-    return play(Sampler(session.policy), few, draw, session.make_env, config.max_turns or 1)
+        return rollout(session.generator, few, draw)
+    return play(session.generator, few, draw, session.make_env, config.max_turns or 1)
 
 
 @torch.no_grad()
@@ -73,9 +75,32 @@ def check_start(session: Session, batch: Batch, step: int, progress: Progress) -
     batch = batch.to(session.policy.device)
     logp_NT = session.policy.logp(batch).logp
     gap_M = (logp_NT - batch.logp_old_NT)[batch.loss_mask_NT].abs().float().cpu()
+    if session.generator.exact:
+        check_rounding(session, gap_M)
+        if lost := clipped_by_rounding(session, logp_NT, batch):
+            progress.say(lost)
+    else:  # the ratio is to the trainer's own log-probabilities: nothing of it is clipped
+        progress.say(describe_start(session, gap_M))
+    if session.reference is not None and session.config.reference == "start" and step == 0:
+        apart = float((session.reference.logp(batch) - logp_NT)[batch.loss_mask_NT].abs().max())
+        if not apart < USUAL * session.policy.slack:
+            raise LaurelError(
+                f"the reference differs from the policy by {apart:.2g} nats at step 0.",
+                where="start-up check",
+            )
+
+
+def check_rounding(session: Session, gap_M: Tensor) -> None:
+    """LaurelError where the sampler of this process differs from the trainer by more than rounding.
+
+    gap_M: |log pi - log pi_old| of its tokens. `sampler_gap_limit`, where it is given, is the bound
+    of 99 % of them, in the place of what rounding explains.
+    """
     p99, worst = percentile99(gap_M), float(gap_M.max())
     unit, size = session.policy.slack, session.policy.logit_size
-    if not (p99 < USUAL * unit and worst < WORST * unit):
+    usual = session.config.sampler_gap_limit or USUAL * unit
+    most = max(WORST * unit, WORST / USUAL * usual)
+    if not (p99 < usual and worst < most):
         raise LaurelError(
             "the trainer's log-probabilities are not the sampler's: before any training, the"
             f" ratio is e^{p99:.2g} at the 99th percentile and e^{worst:.2g} at the worst"
@@ -84,15 +109,6 @@ def check_start(session: Session, batch: Batch, step: int, progress: Progress) -
             where="start-up check",
             fix="Dropout in the model code, or an architecture that treats padding differently?",
         )
-    if lost := clipped_by_rounding(session, logp_NT, batch):
-        progress.say(lost)
-    if session.reference is not None and session.config.reference == "start" and step == 0:
-        apart = float((session.reference.logp(batch) - logp_NT)[batch.loss_mask_NT].abs().max())
-        if not apart < USUAL * unit:
-            raise LaurelError(
-                f"the reference differs from the policy by {apart:.2g} nats at step 0.",
-                where="start-up check",
-            )
 
 
 def probe_sizes(config: TrainConfig) -> tuple[int, int]:

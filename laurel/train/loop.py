@@ -33,12 +33,13 @@ from laurel.rollout.pack import (
     token_rewards,
     truncated,
 )
-from laurel.rollout.sampler import Sampler, rollout
+from laurel.rollout.sampler import rollout
 from laurel.train import best, callbacks, checks, parallel
 from laurel.train.alarms import collapse_alarms, return_to_checkpoint
 from laurel.train.callbacks import CallbackFailed
 from laurel.train.evaluate import check_names, evaluate, scorer_verdict
 from laurel.train.evolve import evolve
+from laurel.train.gap import gap_warning, measure_gap, with_own_logps
 from laurel.train.interrupt import Interrupted, StopFlag
 from laurel.train.masters import NARROW
 from laurel.train.pretrain import add_pretraining_gradient
@@ -85,6 +86,8 @@ def train(
     except BaseException:
         session.run.withdraw()
         raise
+    finally:
+        session.end_sampling()
     session.run.close()
     return session.run
 
@@ -234,12 +237,16 @@ def sample_and_score(
         return source.read(policy, rows, run=run, step=state.step, **how)
     draw = Draw.of(config, run, state.step)
     with session.clock("sample"):
+        session.generator.sync(state.step)
         if session.make_env:
-            groups = play(Sampler(policy), rows, draw, session.make_env, config.max_turns or 1)
+            make_env, turns = session.make_env, config.max_turns or 1
+            groups = play(session.generator, rows, draw, make_env, turns)
         else:
-            groups = rollout(Sampler(policy), rows, draw)
+            groups = rollout(session.generator, rows, draw)
     groups = session.clock.run("score", session.score, groups)
     reward_metrics(session, groups, sums)
+    if source.off_policy and not session.generator.exact:
+        measure_gap(session, groups, state.step + 1, sums)
     return source.revise(session, rows, groups, sums) if source.revise else groups
 
 
@@ -248,16 +255,20 @@ def sample_and_score(
 def weigh(session: Session, state: State, groups: list[Group], sums: Sums) -> Batch:
     """Groups -> Batch with reference log-probabilities and weights.
 
-    A = weigh(R + overlong shaping - beta * KL)
+    A = weigh(R + overlong shaping - beta * KL), times the correction of another sampler's draws
     """
-    config, row = session.config, session.row
+    config, row, factor_NT = session.config, session.row, None
     batch = pack(groups, mask_truncated=bool(config.mask_truncated_completions))
+    if session.recomputes:
+        batch, factor_NT = with_own_logps(session, batch, state.step + 1, sums)
     reward_PG = shaped_rewards(session, batch, reward_matrix(groups))
     if session.measures_kl(state.step + 1):
         batch = with_reference(session, batch, of_step=True)
     if session.adjusts_rewards:
         reward_PG = adjust_rewards(session, state, groups, batch, reward_PG)
     batch = with_weights(session, state, batch, reward_PG, truncated(groups))
+    if factor_NT is not None:
+        batch = batch.replace(weight_NT=batch.weight_NT * factor_NT)
     if session.by_comparison and session.learns_from_data:
         batch = batch.replace(comparison=comparisons(groups))
     if session.on_policy:
@@ -386,7 +397,7 @@ def update(session: Session, state: State, batch: Batch, sums: Sums) -> None:
         gap_M = accumulate(session, state, plan, sums)
         rest_M = record_rest(session, plan.measured, state.step, sums)
         if iteration == 0 and session.on_policy:
-            check_same_policy(gap_M, rest_M, session.policy.slack, state.step, sums)
+            check_same_policy(session, gap_M, rest_M, state.step, sums)
         if idle:
             return
         if ptx:
@@ -566,7 +577,8 @@ def log_step(
     if not progress.quiet:
         progress.advance(step, means)
     alarms = collapse_alarms(session, means) if session.watches_collapse else []
-    for line in alarms:
+    near = [] if session.generator.exact else gap_warning(session, means)
+    for line in [*alarms, *near]:
         progress.say(line)
     if done or step % session.config.logging_steps == 0 or step == session.config.max_steps:
         session.run.log(step, means)

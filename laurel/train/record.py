@@ -301,14 +301,17 @@ def check_scored(session: Session, groups: Sequence[Group]) -> None:
         )
 
 
-def check_same_policy(gap_M: Tensor, rest_M: Tensor, slack: float, step: int, sums: Sums) -> None:
-    """Record |log pi - log pi_old| over the tokens, and stop where it is too large.
+def check_same_policy(
+    session: Session, gap_M: Tensor, rest_M: Tensor, step: int, sums: Sums
+) -> None:
+    """Stop where |log pi - log pi_old| is too large in the first pass; record it.
 
-    The policy that is trained must be the one that sampled.
+    The policy that is trained must be the one that sampled: 99 % of tokens must stay below what
+    rounding explains, or below `sampler_gap_limit`. Where the trainer has computed log pi_old
+    itself its two passes must agree, and the sampler's gap is another (`laurel.train.gap`).
 
     gap_M: of the tokens trained on, which are what counts; rest_M: of those that are only measured.
-    Both of all processes, so that all stop together. slack: the policy's; 99 % of tokens must stay
-    below USUAL times that.
+    Both of all processes, so that all stop together.
     """
     gap_M, all_M = (
         torch.cat(parallel.gather(gap_M)).float(),
@@ -316,16 +319,25 @@ def check_same_policy(gap_M: Tensor, rest_M: Tensor, slack: float, step: int, su
     )
     if len(all_M) == 0:
         return
-    sums.add("sampler_gap/mean", float(all_M.sum()), len(all_M))
-    sums.peak("sampler_gap/p99", percentile99(all_M))
-    sums.peak("sampler_gap/max", float(all_M.max()))
-    if len(gap_M) and not (p99 := percentile99(gap_M)) < GROWN * USUAL * slack:
+    limit, who = GROWN * USUAL * session.policy.slack, "trainer/trainer"
+    fix = "Dropout in the model code, or a pass that depends on the rows beside?"
+    if not session.recomputes:
+        record_gap(all_M, sums)
+        limit, who = session.config.sampler_gap_limit or limit, "sampler/trainer"
+        fix = "The samples do not come from these weights: stale or perturbed sampler?"
+    if len(gap_M) and not (p99 := percentile99(gap_M)) < limit:
         raise LaurelError(
-            f"sampler/trainer log-prob gap: p99 {p99:.3g} nats (limit"
-            f" {GROWN * USUAL * slack:.2g}).",
+            f"{who} log-prob gap: p99 {p99:.3g} nats (limit {limit:.2g}).",
             where=f"step {step}",
-            fix="The samples do not come from these weights: stale or perturbed sampler?",
+            fix=fix,
         )
+
+
+def record_gap(gap_M: Tensor, sums: Sums) -> None:
+    """|log pi - log pi_old|, or of another sampler log mu, over the tokens of all processes."""
+    sums.add("sampler_gap/mean", float(gap_M.sum()), len(gap_M))
+    sums.peak("sampler_gap/p99", percentile99(gap_M))
+    sums.peak("sampler_gap/max", float(gap_M.max()))
 
 
 def percentile99(gap_M: Tensor) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from laurel.core.sample import Batch
 from laurel.core.tensors import ints
+from laurel.model.policy import Policy
 from laurel.rollout.pack import pack
 from laurel.train import parallel
 from laurel.train.reference_cache import ReferenceCache, digest, epoch_blocks, row_digests
@@ -38,18 +41,26 @@ def with_reference(session: Session, batch: Batch, *, of_step: bool = False) -> 
 
 
 def compute_reference(session: Session, batch: Batch) -> Tensor:
-    """log ref of every row, trained on or not, in micro-batches, joined by key: [N, T]."""
+    """log ref of every row, trained on or not: [N, T]."""
     assert session.reference is not None
+    return drawn_logps(session, batch, session.reference.policy, session.reference.logp)
+
+
+def drawn_logps(
+    session: Session, batch: Batch, policy: Policy, logp: Callable[[Batch], Tensor]
+) -> Tensor:
+    """logp of every token that was drawn, trained on or not, without a gradient: [N, T].
+
+    In micro-batches, joined by key. policy: whose passes a profile counts.
+    """
     rows = {key: n for n, key in enumerate(batch.keys)}
-    logp_ref_NT = torch.zeros_like(batch.logp_ref_NT)
-    session.clock.passed(
-        session.reference.policy.causal, batch.replace(loss_mask_NT=batch.drawn_NT), learns=False
-    )
-    for micro in batch.split(session.config.token_budget, packed=session.packs):
-        asked = micro.replace(loss_mask_NT=micro.drawn_NT).to(session.policy.device)
-        logp = session.reference.logp(asked).to(logp_ref_NT.device)
-        logp_ref_NT[[rows[key] for key in micro.keys], : logp.shape[1]] = logp
-    return logp_ref_NT
+    logp_NT = torch.zeros_like(batch.logp_old_NT)
+    asked = batch.replace(loss_mask_NT=batch.drawn_NT)
+    session.clock.passed(policy.causal, asked, learns=False)
+    for micro in asked.split(session.config.token_budget, packed=session.packs):
+        found_NT = logp(micro.to(session.policy.device)).to(logp_NT.device)
+        logp_NT[[rows[key] for key in micro.keys], : found_NT.shape[1]] = found_NT
+    return logp_NT
 
 
 def open_cache(session: Session) -> ReferenceCache:

@@ -143,6 +143,8 @@ HINDSIGHT = POLICY.without(
     "dynamic_sampling",
     "max_resamples",
     "overlong_buffer",
+    "importance_sampling_correction",
+    "importance_sampling_cap",
     name="relabelled prompts",
     revise=relabel_in_hindsight,
     off_policy=True,

@@ -18,6 +18,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import nn
 
+from laurel.core import protocols
 from laurel.core.bound_objects import qualified_name
 from laurel.core.config import TrainConfig
 from laurel.core.protocols import Env
@@ -218,9 +219,9 @@ class Session:
     """What the loop works with.
 
     rows are trained on, eval_rows are kept for evaluation. mixture: the rewards (None: the data
-    has its own signal). auxiliary: what is trained beside the policy. history and alarmed: metrics
-    so far, and alarms that were raised. end_notes: who asked for the run's end. scored: has any
-    reward judged any sample yet?
+    has its own signal). generator: what samples. auxiliary: what is trained beside the policy.
+    history and alarmed: metrics so far, and alarms that were raised. end_notes: who asked for the
+    run's end. scored: has any reward judged any sample yet?
     """
 
     name: str
@@ -232,6 +233,7 @@ class Session:
     make_env: Callable[[], Env] | None
     run: Run
     policy: Any  # Policy, or Scorer
+    generator: protocols.Generator
     reference: Reference | None
     optimizer: Any  # of torch, of bitsandbytes, or Masters
     bound: BoundRow
@@ -295,6 +297,12 @@ class Session:
             return save(self.policy, self.run.model, **how)
         return self.policy.save(self.run.model, **how)
 
+    def end_sampling(self) -> None:
+        """Nothing is sampled any more: where servers do it, their connections end."""
+        close = getattr(self.generator, "close", None)
+        if close:
+            close()
+
     @property
     def terms(self) -> tuple[BoundTerm, ...]:
         """The terms of the loss, the row's own objective first."""
@@ -304,6 +312,22 @@ class Session:
     def on_policy(self) -> bool:
         """The batch is what the policy just drew, so its ratio starts at 1."""
         return self.row.source.sampled and not self.row.source.off_policy
+
+    @property
+    def correction(self) -> str:
+        """How samples of another sampler are corrected: `auto` is decided here.
+
+        A comparison of answers has the same optimum whoever said them, so there it is none.
+        """
+        chosen = self.config.importance_sampling_correction or "none"
+        if chosen != "auto":
+            return chosen
+        return "none" if self.generator.exact or self.by_comparison else "token_truncate"
+
+    @property
+    def recomputes(self) -> bool:
+        """Does the trainer compute log pi_old itself, and not take the sampler's for it?"""
+        return self.on_policy and (not self.generator.exact or self.correction != "none")
 
     @property
     def learns_from_data(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from laurel.verify.correction import corrected_claims, corrected_steps
 from laurel.verify.expected_gradients import check_critic
 from laurel.verify.finding import Finding, precision
 from laurel.verify.hindsight import check_relabelled
@@ -14,6 +15,7 @@ from laurel.verify.ilql import logged_steps, logged_truths
 from laurel.verify.imitation import discriminator_rewards, whole_steps
 from laurel.verify.invariances import invariances
 from laurel.verify.mistakes_auxiliary import AUXILIARY, OTHERS
+from laurel.verify.mistakes_correction import CORRECTED
 from laurel.verify.mistakes_loop import LOOP
 from laurel.verify.mistakes_pairs import COMPARISONS
 from laurel.verify.mistakes_shapes import SHAPES
@@ -30,6 +32,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *OBJECTIVES,
     *WEIGHTS,
     *LOOP,
+    *CORRECTED,
     *COMPARISONS,
     *AUXILIARY,
     *OTHERS,
@@ -41,6 +44,8 @@ CHECKS: dict[str, Callable[[str], Iterator[Finding]]] = {
     "invariances": lambda method: invariances(only=method),
     "identities": lambda _: identities(),
     "critic": lambda _: check_critic(make_world(3, 2, seed=3, binary=True)),
+    "corrected": lambda _: corrected_claims(),
+    "corrected steps": lambda method: corrected_steps(1, only=method),
     "process": lambda _: no_step_is_wrong(at_temperature_one(make_world(3, 2, seed=40))),
     "told": lambda _: discriminator_rewards(),
     "whole steps": lambda _: whole_steps(),

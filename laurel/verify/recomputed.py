@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean, stdev
 from typing import Any
@@ -38,7 +38,8 @@ class Row:
     """One sample of a batch: prompt, reward (None: nobody could judge it), and numbers per token.
 
     logp, old, ref: log pi, log pi_old and log ref of the token; value: the critic's value of the
-    state before it; after: the value of the state behind the last one.
+    state before it; after: the value of the state behind the last one; mu: log-probabilities of
+    another sampler ([]: pi_old sampled).
     """
 
     x: int
@@ -50,6 +51,7 @@ class Row:
     truncated: bool
     trained: bool = True
     after: float = 0.0
+    mu: list[float] = field(default_factory=list[float])
 
     @property
     def kl(self) -> float:
@@ -265,10 +267,14 @@ def clipped_weights(r: Row, weight: Sequence[float], o: Any) -> list[float]:
 
 
 def sequence_ratio_weights(r: Row, weight: Sequence[float], o: Any) -> list[float]:
-    """GSPO: one ratio, the geometric mean over the tokens, at every token."""
+    """GSPO: one ratio, the geometric mean over the tokens, at every token.
+
+    It moves with every token of the row, so weights that differ within it count as their mean.
+    """
     s = math.exp(fmean(a - b for a, b in zip(r.logp, r.old, strict=True)))
-    active = s <= 1 + o.epsilon_high if weight[0] > 0 else s >= 1 - o.epsilon
-    return [s * weight[0] * active] * len(r.logp)
+    mean = fmean(weight)
+    active = s <= 1 + o.epsilon_high if mean > 0 else s >= 1 - o.epsilon
+    return [s * mean * active] * len(r.logp)
 
 
 def capped_weights(r: Row, weight: Sequence[float], o: Any) -> list[float]:
@@ -300,6 +306,24 @@ It is the derivative of the row's objective at this ratio.
 """
 
 
+def corrected_weights(r: Row, weight: Sequence[float], o: Any) -> list[float]:
+    """The weights of a row that another sampler drew, as the options correct them.
+
+    Of a token pi_old / mu, at most the cap; or of the whole row, 0 above the cap.
+    """
+    if o.importance_sampling_correction == "token_truncate":
+        cap = math.log(o.importance_sampling_cap)
+        ratios = [math.exp(min(a - b, cap)) for a, b in zip(r.old, r.mu, strict=True)]
+        return [ratio * a for ratio, a in zip(ratios, weight, strict=True)]
+    rho = row_ratio(r)
+    return [a * rho if rho <= o.importance_sampling_cap else 0.0 for a in weight]
+
+
+def row_ratio(r: Row) -> float:
+    """How much likelier pi_old is to say the whole row than who did."""
+    return math.exp(sum(r.old) - sum(r.mu))
+
+
 def unit_sizes(rows: Sequence[Row], o: Any) -> tuple[list[float], float]:
     """What a token of each row is multiplied by, and what everything is divided by."""
     by_length = o.loss_aggregation == "seq_mean_token_mean"
@@ -321,26 +345,36 @@ def temperature(world: World, o: Any) -> float:
 class TokenTables:
     """log pi, log pi_old and log ref of every token of every completion, [X][N][T] each; values.
 
-    values [X, S]: what the critic gives each state.
+    values [X, S]: what the critic gives each state. mu: log-probabilities of another sampler.
     """
 
     logp: list[list[list[float]]]
     old: list[list[list[float]]]
     ref: list[list[list[float]]]
     values: Tensor
+    mu: list[list[list[float]]] | None = None
 
 
-def rows_of(world: World, drawn: Drawn, rewards: Rewards, o: Any, old: Tensor) -> list[list[Row]]:
+def rows_of(
+    world: World,
+    drawn: Drawn,
+    rewards: Rewards,
+    o: Any,
+    old: Tensor,
+    sampler: Tensor | None = None,
+) -> list[list[Row]]:
     """Every sample of every group, its reward shaped as the options say.
 
-    `old`: the logits that sampled.
+    old: the logits that sampled; or those of the trainer when `sampler` did.
     """
     T = temperature(world, o)
+    token_logp = world.language.token_logp
     tables = TokenTables(
-        world.language.token_logp(world.logits / T).tolist(),
-        world.language.token_logp(old / T).tolist(),
-        world.language.token_logp(world.ref / T).tolist(),
+        token_logp(world.logits / T).tolist(),
+        token_logp(old / T).tolist(),
+        token_logp(world.ref / T).tolist(),
         value_table(world.ref),
+        None if sampler is None else token_logp(sampler / T).tolist(),
     )
     return [
         [row_of(world, tables, x, n, r, o) for n, r in zip(members, group, strict=True)]
@@ -365,6 +399,7 @@ def row_of(world: World, tables: TokenTables, x: int, n: int, reward: float | No
         not (cut and o.mask_truncated_completions),
         # the table has no prefix of full length: there it gives the empty one's value
         float(tables.values[x, 0]) * bootstrapped,
+        tables.mu[x][n][:length] if tables.mu else [],
     )
 
 
@@ -421,19 +456,21 @@ def gradient(
     o: Any,
     *,
     old: Tensor,
+    sampler: Tensor | None = None,
     running_mean: float = 0.0,
     describe: Describe | None = None,
 ) -> Tensor:
     """The direction of ascent [X, S, V] of one step on these groups.
 
-    o: the resolved options; old: the logits that sampled.
+    o: the resolved options; old: the logits that sampled, or those of the trainer when `sampler`
+    did.
     """
     if name in SCORED:
         return from_scores(world, name, drawn, rewards, o, describe)
     if name in LOGGED:
         logged = [[float(r or 0.0) for r in group] for group in rewards]
         return LOGGED[name](world, some_tables(world.ref), drawn, logged, o).policy
-    groups = rows_of(world, drawn, rewards, o, old)
+    groups = rows_of(world, drawn, rewards, o, old, sampler)
     if name in PUSH:
         return from_comparisons(world, name, drawn, groups, o)
     return from_weights(world, name, drawn, groups, o, running_mean)
@@ -457,6 +494,7 @@ def from_weights(
     for (x, members), group, weight in zip(drawn, groups, weights, strict=True):
         for n, r, w in zip(members, group, weight, strict=True):
             if r.trained and r.reward is not None:
+                w = corrected_weights(r, w, o) if r.mu else w
                 coefficient = COEFFICIENT[name](r, w, o)
                 for t in range(len(r.logp)):
                     here = coefficient[t] * score[x, n, t] + penalties(world, x, n, t, r, o)
@@ -507,7 +545,7 @@ def from_comparisons(
     """The mean over comparisons of push times grad lp, for every answer of each."""
     T = temperature(world, o)
     score = world.language.token_scores(world.logits / T) / T
-    push, count = pushes(name, [[as_answer(r) for r in group] for group in groups], o)
+    push, count = pushes(name, [[as_answer(r, o) for r in group] for group in groups], o)
     out = torch.zeros_like(world.logits)
     for (x, members), row in zip(drawn, push, strict=True):
         for n, w in zip(members, row, strict=True):
@@ -515,9 +553,14 @@ def from_comparisons(
     return out
 
 
-def as_answer(r: Row) -> tuple[Answer, bool]:
-    """A row as an answer, and whether it takes part in comparisons."""
+def as_answer(r: Row, o: Any) -> tuple[Answer, bool]:
+    """A row as an answer, and whether it takes part in comparisons.
+
+    One that another sampler drew does where its ratio is not above the cap.
+    """
     known = r.reward is not None and r.trained
+    if r.mu and o.importance_sampling_correction == "sequence_mask":
+        known = known and row_ratio(r) <= o.importance_sampling_cap
     return Answer(r.reward or 0.0, sum(r.logp), sum(r.ref), len(r.logp)), known
 
 

@@ -10,6 +10,7 @@ import torch
 
 from laurel.train.algorithms import ALGORITHMS
 from laurel.verify.checks import MUTANTS, is_caught
+from laurel.verify.correction import corrected_gradients
 from laurel.verify.evolution import check_ends_at_best, check_smoothed_gradient
 from laurel.verify.expected_gradients import expected_gradients
 from laurel.verify.finding import Finding, precision
@@ -27,6 +28,7 @@ from laurel.verify.single_steps import single_steps
 
 CLAIMS = (
     expected_gradients,
+    corrected_gradients,
     population,
     check_pulls,
     check_smoothed_gradient,
@@ -35,8 +37,8 @@ CLAIMS = (
     logged_steps,
     logged_truths,
 )
-"""Expectations of rows that sample, of rows that are shown preferences, of scorers, and of four
-rows by themselves.
+"""Expectations of rows that sample, by the trainer and by an engine, of rows that are shown
+preferences, of scorers, and of four rows by themselves.
 """
 ENDS = (
     fixed_points,
@@ -65,7 +67,10 @@ def checks_of(method: str) -> tuple[Callable[..., Iterator[Finding]], ...]:
     if row.trained.head:
         return (check_pulls, check_rests_at_truth)
     compares = row.defaults["loss_aggregation"] == "comparison_mean" or row.source.partners
-    return (population, check_fixed_points) if compares else (expected_gradients, fixed_points)
+    if not compares:
+        return (expected_gradients, corrected_gradients, fixed_points)
+    corrected = (corrected_gradients,) if row.source.sampled else ()
+    return (population, *corrected, check_fixed_points)
 
 
 def all_claims(only: str | None = None) -> Iterator[Finding]:
@@ -147,6 +152,7 @@ def quick() -> Iterator[Finding]:
             check_pulls,
             discriminator_rewards,
             population,
+            corrected_gradients,
             expected_gradients,
         ):
             yield from cheap()

@@ -21,6 +21,7 @@ from laurel.core.metrics import Sums
 from laurel.core.sample import Batch, Group, Key, Outputs, Sample
 from laurel.model.ilql import Heads
 from laurel.model.policy import Policy, Reference, trained_positions
+from laurel.rollout.sampler import Sampler
 from laurel.train import loop
 from laurel.train.algorithms import ALGORITHMS
 from laurel.train.binding import bind_row
@@ -382,6 +383,7 @@ def setup_of(
         empty,
         empty,
         policy,
+        Sampler(policy),
         used,
         optimizer,
         bind_row(ALGORITHMS[name], config),

@@ -7,6 +7,7 @@ is one (mark `gpu`).
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -193,9 +194,13 @@ def test_one_token_in_a_hundred_may_lie_far_in_bfloat16():
     assert USUAL * unit > 0.13 and WORST * unit > 0.27
     gap = torch.full((300,), 0.1)
     gap[:3] = 3.0  # of what was trained on, after the start, no more than the percentile is asked
-    record.check_same_policy(gap, torch.empty(0), unit, 1, Sums())
+    config = SimpleNamespace(sampler_gap_limit=0.0)
+    session = SimpleNamespace(recomputes=False, policy=SimpleNamespace(slack=unit), config=config)
+    record.check_same_policy(session, gap, torch.empty(0), 1, Sums())
     with pytest.raises(LaurelError, match="p99"):
-        record.check_same_policy(gap + 1.0, torch.empty(0), unit, 1, Sums())
+        record.check_same_policy(session, gap + 1.0, torch.empty(0), 1, Sums())
+    config.sampler_gap_limit = 2.0
+    record.check_same_policy(session, gap + 1.0, torch.empty(0), 1, Sums())
 
 
 def high_water(device):

@@ -118,7 +118,7 @@ def groups_of(toy, folder, relabel, **options):
     return (
         setup,
         state,
-        loop.rollout(loop.Sampler(setup.policy), rows, loop.Draw("t", 0, 0, 4, 2, 1.0)),
+        loop.rollout(setup.generator, rows, loop.Draw("t", 0, 0, 4, 2, 1.0)),
     )
 
 
