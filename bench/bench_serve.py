@@ -90,13 +90,12 @@ def main() -> None:
         command = [sys.executable, "-m", "laurel", "serve", f"{folder}/model", "--port", "0"]
         command += ["--max_num_seqs", str(args.rows)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r":(\d+)/v1", line)
-        assert found, line
-        port = int(found[1])
         try:
-            compare(policy, prompts, seeds, port, args)
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.search(r":(\d+)/v1", line)
+            assert found, line
+            compare(policy, prompts, seeds, int(found[1]), args)
         finally:
             process.terminate()
             process.wait(60)

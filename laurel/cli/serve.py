@@ -7,6 +7,7 @@ import importlib.util
 import ipaddress
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +150,7 @@ def policy_server(model: str, name: str, config: ServeConfig, how: dict[str, Any
     settings = EvalConfig(model=model, num_threads=config.num_threads, seed=config.seed, **how)
     policy, _ = policies_of(settings)
     for note in policy.notes:
-        print(note, flush=True)
+        print(note, file=sys.stderr, flush=True)
     length = model_length(policy, config.max_model_len)
     engine = Engine(Limits(config.max_num_seqs, config.max_queue, config.timeout, length))
     served = engine.add(name, policy, "0", model)
