@@ -180,5 +180,5 @@ def sampler_of(policy: Policy, places: int, longest: int) -> SlotSampler:
     if model is None:
         return GeneralFlight(policy, places)
     # a request's tokens depend on its seed and the weights alone, whoever is sampled beside it
-    model.invariant = True
+    model.invariant = not model.few_are_as_many()
     return Flight(model, places, groups=1, width=16, longest=longest)
