@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from laurel.core.errors import LaurelError, UsageError
 
 Answer = TypeVar("Answer")
-KEY = "LAUREL_ENGINE_KEY"
+KEY = "LAUREL_API_KEY"
 """The environment variable with the servers' API key: a key in an option would be saved."""
 CONNECT = 10.0
 """Seconds that a connection may take at most."""
@@ -32,54 +32,61 @@ BUSY = (429, 503)
 BROKEN = (500, 502, 504)
 
 
-class EngineDown(LaurelError):
+class ServerDown(LaurelError):
     """A server does not answer, or not in JSON: another one may take its place."""
 
 
-class EngineTimeout(EngineDown):
+class ServerTimeout(ServerDown):
     """A server that did not answer before the deadline: it is not asked once more."""
 
 
-class EngineBusy(EngineDown):
+class ServerBusy(ServerDown):
     """A server that asks to be asked later."""
 
 
-class EngineRefusal(LaurelError):
+class ServerRefusal(LaurelError):
     """A server answers that it will not do what it was asked for. `status`: as HTTP has it."""
 
     status = 400
 
 
-def refusal(status: int, what: str, where: str) -> EngineRefusal:
+def refusal(status: int, what: str, where: str) -> ServerRefusal:
     """The refusal with this status."""
-    error = EngineRefusal(what, where=where)
+    error = ServerRefusal(what, where=where)
     error.status = status
     return error
 
 
-def check_urls(urls: list[str]) -> tuple[str, ...]:
-    """The addresses of servers, without a slash or `/v1` at their ends; else a UsageError."""
+def check_urls(urls: list[str], option: str) -> tuple[str, ...]:
+    """The addresses of servers, without a slash or `/v1` at their ends; else a UsageError.
+
+    option: what they are the value of, for errors.
+    """
     found: list[str] = []
     for url in urls:
         parts = urlsplit(url.strip())
-        where = f"engine={url}"
+        where = f"{option}={url}"
         if parts.scheme not in ("http", "https") or not parts.hostname:
             fix = "Give the whole of it, such as http://127.0.0.1:8000."
             raise UsageError("this is no address of a server.", where=where, fix=fix)
         if parts.username or parts.password or parts.query or parts.fragment:
             what = "an address has a host, a port and perhaps a path."
             fix = f"A key stands in the environment variable {KEY}: options are saved."
-            raise UsageError(what, where=f"engine={parts.hostname}", fix=fix)
+            raise UsageError(what, where=f"{option}={parts.hostname}", fix=fix)
         found.append(url.strip().rstrip("/").removesuffix("/v1"))
     if twice := sorted({url for url in found if found.count(url) > 1}):
-        raise UsageError("this server is named twice.", where=f"engine={twice[0]}")
+        raise UsageError("this server is named twice.", where=f"{option}={twice[0]}")
     return tuple(found)
 
 
 class Wire:
-    """The event loop in its thread, and the connections, which are kept between calls."""
+    """The event loop in its thread, and the connections, which are kept between calls.
 
-    def __init__(self) -> None:
+    longer: how a user gives servers more time, for errors.
+    """
+
+    def __init__(self, longer: str = "") -> None:
+        self.longer = longer
         self.loop = asyncio.new_event_loop()
         self.client: Any = None
         self.closed = False
@@ -132,7 +139,7 @@ class Wire:
         seconds: for all tries together. room: bytes that the answer may have. plain: it is a text
         for people, which is not read.
 
-        Errors: EngineTimeout, EngineDown, EngineRefusal. All name the server.
+        Errors: ServerTimeout, ServerDown, ServerRefusal. All name the server.
         """
         where = f"{url}{path}"
         try:
@@ -140,8 +147,8 @@ class Wire:
                 return await self._try(url, path, body, room, plain)
         except TimeoutError:
             what = f"no answer within {seconds:g} seconds."
-            fix = "Is it overloaded, or stuck? --engine_timeout gives it longer."
-            raise EngineTimeout(what, where=where, fix=fix) from None
+            fix = f"Is it overloaded, or stuck? {self.longer}".rstrip()
+            raise ServerTimeout(what, where=where, fix=fix) from None
 
     async def _try(
         self, url: str, path: str, body: Mapping[str, Any] | None, room: int, plain: bool
@@ -153,8 +160,8 @@ class Wire:
                 status, data = await self._once(url + path, body, room)
                 check_status(status, data, url + path)
                 return None if plain else read_answer(data, url + path)
-            except EngineDown as error:
-                busy = isinstance(error, EngineBusy)
+            except ServerDown as error:
+                busy = isinstance(error, ServerBusy)
                 broken += not busy
                 if broken >= TRIES:
                     raise
@@ -177,11 +184,11 @@ class Wire:
                     data += part
                     if len(data) > room:
                         what = f"its answer is longer than {room} bytes."
-                        raise EngineDown(what, where=address)
+                        raise ServerDown(what, where=address)
                 return response.status_code, bytes(data)
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise EngineDown(f"the connection failed: {reason}.", where=address) from None
+            raise ServerDown(f"the connection failed: {reason}.", where=address) from None
 
 
 def make_client() -> Any:
@@ -203,9 +210,9 @@ def make_client() -> Any:
 def check_status(status: int, data: bytes, where: str) -> None:
     """The error that the status of an answer is, if it is one."""
     if status in BUSY:
-        raise EngineBusy(f"it is busy (HTTP {status}): {said(data)}", where=where)
+        raise ServerBusy(f"it is busy (HTTP {status}): {said(data)}", where=where)
     if status in BROKEN:
-        raise EngineDown(f"it failed (HTTP {status}): {said(data)}", where=where)
+        raise ServerDown(f"it failed (HTTP {status}): {said(data)}", where=where)
     if status == 401:
         fix = f"Its API key is read from the environment variable {KEY}."
         raise UsageError(f"it refuses (HTTP {status}): {said(data)}", where=where, fix=fix)
@@ -222,7 +229,7 @@ def read_answer(data: bytes, where: str) -> Any:
     # nested too deep for Python is no answer either
     except (ValueError, RecursionError):
         what = f"its answer is no JSON: {said(data)}"
-        raise EngineDown(what, where=where) from None
+        raise ServerDown(what, where=where) from None
 
 
 def said(data: bytes) -> str:

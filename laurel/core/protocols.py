@@ -100,10 +100,10 @@ class Generator(Protocol):
 
     The tokens of a completion depend on its seed and the weights alone. `exact`: its
     log-probabilities are the trainer's up to rounding of one arithmetic, as those of our own
-    decoders are. One that is not may have an attribute `precision`, such as "float32": what it
-    computes in, which decides how far from the trainer's they may be (`laurel.train.gap`).
-    `sync(version)`: from now on it samples with the weights as they are, which are version
-    `version`; where they are the trainer's own, there is nothing to do.
+    decoders are. `precision`: what it computes in, such as "float32", "" where that is unknown; it
+    decides how far from the trainer's they may be (`laurel.train.gap`). `sync(version)`: from now
+    on it samples with the weights as they are, which are version `version`; where they are the
+    trainer's own, there is nothing to do. `close()`: nothing is sampled any more.
     """
 
     @property
@@ -112,6 +112,11 @@ class Generator(Protocol):
     @property
     def exact(self) -> bool: ...
 
+    @property
+    def precision(self) -> str: ...
+
     def sync(self, version: int) -> None: ...
+
+    def close(self) -> None: ...
 
     def generate(self, prompts: Sequence[tuple[int, ...]], draw: Draw) -> list[Completion]: ...

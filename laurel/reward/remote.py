@@ -32,7 +32,7 @@ class RemoteScorer:
     """
 
     def __init__(self, url: str) -> None:
-        (self.url,) = check_urls([url])
+        (self.url,) = check_urls([url], "model")
         self.wire = Wire()
         answer = self.ask([{"prompt": "1", "completion": "1"}])
         card = answer.get("card")

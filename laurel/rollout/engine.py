@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from laurel.core.errors import LaurelError
-from laurel.core.http import EngineDown, EngineRefusal, EngineTimeout, Wire, check_urls
+from laurel.core.http import ServerDown, ServerRefusal, ServerTimeout, Wire, check_urls
 from laurel.core.sample import Completion, Draw
 from laurel.model.policy import Policy
 from laurel.rollout.engine_answer import foreign_weights
@@ -66,8 +66,8 @@ class Engine:
         self.options = options
         self.run = run
         self.leader = leader
-        self.wire = Wire()
-        urls = check_urls(list(options.urls))
+        self.wire = Wire("--engine_timeout gives it longer.")
+        urls = check_urls(list(options.urls), "engine")
         self.servers = [Server(url, self.wire, options.timeout) for url in urls]
         self.salt = secrets.token_hex(4)
         self.label = ""
@@ -211,14 +211,14 @@ class Engine:
         try:
             salt = self.salted(self.label)
             return await server.complete(model, cells, draw, asked, salt, self.tokenizer)
-        except EngineDown as error:
+        except ServerDown as error:
             lose(server, error)
-        except EngineRefusal as error:
+        except ServerRefusal as error:
             if error.status != 404:
                 raise
             # a server that was started anew knows no adapters
             what = f"it does not serve `{model}` any more."
-            lose(server, EngineDown(what, where=error.where, fix=error.fix))
+            lose(server, ServerDown(what, where=error.where, fix=error.fix))
         return {}
 
     async def _still_ours(
@@ -238,8 +238,8 @@ class Engine:
             try:
                 if await self._has_ours(server):
                     continue
-                lose(server, EngineDown("it was started anew.", where=server.url))
-            except EngineDown as error:
+                lose(server, ServerDown("it was started anew.", where=server.url))
+            except ServerDown as error:
                 lose(server, error)
             for other, part in requests:
                 if other is server:
@@ -284,7 +284,7 @@ class Engine:
             known = self.leader and self.way.named and server.left
             if known and not await self._has_ours(server):
                 server.left = ""
-        except EngineDown as error:
+        except ServerDown as error:
             lose(server, error)
 
     async def _give(self, servers: Sequence[Server], label: str) -> None:
@@ -297,7 +297,7 @@ class Engine:
             try:
                 await self.way.give(server, label)
                 server.left = label
-            except EngineDown as error:
+            except ServerDown as error:
                 server.left = ""
                 lose(server, error)
             except LaurelError as error:
@@ -315,7 +315,7 @@ class Engine:
 
         One that did not answer in time would only be waited for once more.
         """
-        gone = [one for one in self.servers if not isinstance(one.down, EngineTimeout)]
+        gone = [one for one in self.servers if not isinstance(one.down, ServerTimeout)]
         await all_of(self._look_at(server) for server in gone)
         live = self._live()
         if not live:
@@ -325,7 +325,7 @@ class Engine:
             return True
         try:
             await self._give(live, self.label)
-        except EngineDown:
+        except ServerDown:
             return False
         return True
 
@@ -343,7 +343,7 @@ class Engine:
                 what = (
                     f"the weights `{label}` did not come within {self.options.timeout:g} seconds."
                 )
-                late = EngineTimeout(what, where=waiting[0].url, fix="Did the first process stop?")
+                late = ServerTimeout(what, where=waiting[0].url, fix="Did the first process stop?")
                 for server in waiting:
                     lose(server, late)
                 if not self._live():
@@ -358,7 +358,7 @@ class Engine:
                 there = await server.version() == label
             else:
                 there = label in (await server.identify()).models
-        except EngineDown as error:
+        except ServerDown as error:
             lose(server, error)
             return True
         server.left = label if there else server.left
@@ -407,7 +407,7 @@ class Engine:
         downs = [(server.url, server.down) for server in self.servers if server.down is not None]
         first = downs[0][1]
         what = " ".join(f"{url}: {down.what}" for url, down in downs[1:])
-        return EngineDown(f"{first.what} {what}".strip(), where=first.where, fix=first.fix)
+        return ServerDown(f"{first.what} {what}".strip(), where=first.where, fix=first.fix)
 
 
 def cells_of(
@@ -422,7 +422,7 @@ def cells_of(
     return found
 
 
-def lose(server: Server, error: EngineDown) -> None:
+def lose(server: Server, error: ServerDown) -> None:
     """A server is down: its rows go to another, and the user is told once."""
     if server.down is None:
         server.down = error

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.http import ROOM, EngineDown, EngineRefusal, EngineTimeout, Wire
+from laurel.core.http import ROOM, ServerDown, ServerRefusal, ServerTimeout, Wire
 from laurel.core.sample import Completion, Draw
 from laurel.rollout.engine_answer import Asked, read_choices, wrong
 
@@ -92,7 +92,7 @@ class Server:
     wire: Wire
     timeout: float
     about: About | None = None
-    down: EngineDown | None = None
+    down: ServerDown | None = None
     left: str = ""
     usual: float | None = None
     turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
@@ -188,7 +188,7 @@ class Server:
                 raise self.down
             try:
                 found = await self.call("/v1/completions", body, room=ROOM + TOKEN_BYTES * tokens)
-            except EngineTimeout as error:
+            except ServerTimeout as error:
                 raise await self.why_silent(error) from None
         done = read_choices(found, asked, tokenizer, f"{self.url}/v1/completions")
         rows = [row for cell in cells for row in cell.rows]
@@ -221,7 +221,7 @@ class Server:
             "cache_salt": salt,
         }
 
-    async def why_silent(self, error: EngineTimeout) -> EngineTimeout:
+    async def why_silent(self, error: ServerTimeout) -> ServerTimeout:
         """The same error, with the reason where the server says that it is paused."""
         try:
             found = fields_of(await self.call("/is_paused", seconds=2.0), self.url)
@@ -230,7 +230,7 @@ class Server:
         if not found.get("is_paused"):
             return error
         fix = f"Somebody paused it: curl -X POST {self.url}/resume goes on."
-        return EngineTimeout(error.what, where=error.where, fix=fix)
+        return ServerTimeout(error.what, where=error.where, fix=fix)
 
     def parts(self, cells: Sequence[Cell]) -> list[list[Cell]]:
         """The requests for these cells: laurel's server takes many prompts at once."""
@@ -274,7 +274,7 @@ async def developer(call: Any, url: str) -> Any:
     """What a call answers that vLLM knows in its developer mode only."""
     try:
         return await call
-    except EngineRefusal as error:
+    except ServerRefusal as error:
         if error.status != 404:
             raise
         fix = f"Start vLLM with VLLM_SERVER_DEV_MODE=1. `laurel doctor --engine {url}` checks all."

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from laurel.core.errors import LaurelError
-from laurel.core.http import EngineRefusal, Wire, check_urls
+from laurel.core.http import ServerRefusal, Wire, check_urls
 from laurel.rollout.engine_answer import Choice
 from laurel.rollout.engine_server import Server, fields_of
 
@@ -42,7 +42,7 @@ def survey(urls: list[str], timeout: float) -> Iterator[Finding]:
     """Every finding about every server. One that cannot be asked is bad, never left out."""
     wire = Wire()
     try:
-        for url in check_urls(urls):
+        for url in check_urls(urls, "engine"):
             server = Server(url, wire, timeout)
             try:
                 about = wire.run(server.identify())
@@ -155,7 +155,7 @@ async def opens_nothing(server: Server) -> bool:
     body = {"method": "reload_weights", "kwargs": {"weights_path": f"/{NOBODY}"}}
     try:
         await server.call("/collective_rpc", body, seconds=20.0)
-    except EngineRefusal as error:
+    except ServerRefusal as error:
         return error.status == 403
     return False
 
@@ -175,7 +175,7 @@ async def ask_adapters(server: Server) -> Finding:
     """Can adapters be loaded while it runs? Asked by unloading one that there is not."""
     try:
         await server.call("/v1/unload_lora_adapter", {"lora_name": NOBODY}, seconds=20.0)
-    except EngineRefusal as error:
+    except ServerRefusal as error:
         if NOBODY in error.what:
             return Finding("adapters", "ok", "loaded and unloaded while it runs")
     fix = "For use_peft: --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from laurel.core.errors import LaurelError
 from laurel.core.files import disk_errors, read_json, write_atomic
-from laurel.core.http import EngineRefusal
+from laurel.core.http import ServerRefusal
 from laurel.core.numbered_dirs import remove_empty_dir
 from laurel.model.digests import file_digests, parameter_digests
 from laurel.model.policy import Policy
@@ -220,7 +220,7 @@ class AdapterWay:
         try:
             path, body = "/v1/unload_lora_adapter", {"lora_name": label}
             await server.call(path, body, seconds=QUICK, plain=True)
-        except EngineRefusal as error:
+        except ServerRefusal as error:
             if error.status not in (400, 404):
                 raise
 
@@ -282,7 +282,7 @@ def adapter_error(error: LaurelError, folder: Path, server: Server) -> LaurelErr
     fix = can_read(server)
     if server.known.kind == "vllm":
         fix = f"{fix} Is its --max-lora-rank as large as lora_r?"
-        missing = isinstance(error, EngineRefusal) and error.status == 404
+        missing = isinstance(error, ServerRefusal) and error.status == 404
     else:
         missing = False
     if missing:

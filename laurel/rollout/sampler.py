@@ -96,8 +96,15 @@ class Sampler:
     def exact(self) -> bool:
         return True
 
+    @property
+    def precision(self) -> str:
+        return str(self.policy.dtype).removeprefix("torch.")
+
     def sync(self, version: int) -> None:
         """Nothing: a decoder reads the weights anew in each `generate`."""
+
+    def close(self) -> None:
+        """Nothing: there are no connections."""
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[tuple[int, ...]], draw: Draw) -> list[Completion]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -29,18 +29,20 @@ from laurel.serve.asked import (
     prompt_notes,
 )
 from laurel.serve.control import Server, server_of
-from laurel.serve.engine import Done, Drawn, Event, Failure, Generation, Refused, Served
+from laurel.serve.engine import Done, Drawn, Event, Failure, Generation, Limits, Refused, Served
 from laurel.serve.guard import Guard, error_object, read_body, tell, tell_status
 from laurel.serve.score import rows_to_score, score_pairs
 from laurel.serve.wire import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    SamplingRequest,
     ScoreRequest,
     TokenizeRequest,
 )
 
 Result = TypeVar("Result")
+Body = TypeVar("Body", bound=SamplingRequest)
 END = b"data: [DONE]\n\n"
 
 
@@ -121,19 +123,23 @@ async def models(request: Request) -> Response:
 
 async def completions(request: Request) -> Response:
     """`/v1/completions`."""
-    body, server = await read_body(request, CompletionRequest), server_of(request)
-    served = server.served(body.model)
-    asked = asked_completions(body, served.policy, server.engine.limits)
-    answer = Answer(asked, served.policy.tokenizer, body.model or server.base, chat=False)
-    return await respond(request, served, answer)
+    return await answer_to(request, CompletionRequest, asked_completions)
 
 
 async def chat_completions(request: Request) -> Response:
     """`/v1/chat/completions`."""
-    body, server = await read_body(request, ChatRequest), server_of(request)
+    return await answer_to(request, ChatRequest, asked_chat)
+
+
+async def answer_to(
+    request: Request, kind: type[Body], prepare: Callable[[Body, Policy, Limits], Asked]
+) -> Response:
+    """The answer to a body of this kind, which `prepare` makes ready to be sampled."""
+    body, server = await read_body(request, kind), server_of(request)
     served = server.served(body.model)
-    asked = asked_chat(body, served.policy, server.engine.limits)
-    answer = Answer(asked, served.policy.tokenizer, body.model or server.base, chat=True)
+    asked = prepare(body, served.policy, server.engine.limits)
+    name = body.model or server.base
+    answer = Answer(asked, served.policy.tokenizer, name, chat=kind is ChatRequest)
     return await respond(request, served, answer)
 
 

@@ -17,7 +17,7 @@ from laurel.model.digests import parameter_digests
 from laurel.model.scorer import Scorer
 from laurel.serve.engine import Engine, Refused, Served
 from laurel.serve.guard import read_body
-from laurel.serve.weights import NAME, allowed_folder, reload_weights, with_adapters
+from laurel.serve.weights import NAME, allowed_folder, put_weights, read_weights, with_adapters
 from laurel.serve.wire import (
     CheckRequest,
     LoadAdapter,
@@ -144,11 +144,12 @@ async def collective_rpc(request: Request) -> Response:
         raise Refused("version is a text of 1 to 256 characters.", param="kwargs")
 
     def change() -> None:
-        reload_weights(served, folder, list(server.engine.served.values()))
+        put_weights(served.policy, fresh, list(server.engine.served.values()))
         server.engine.set_version(served, version)
         server.engine.statistics.reloads += 1
 
     async with server.changing:
+        fresh = await run_in_threadpool(read_weights, served.policy, folder)
         await server.between_tokens(change)
     return JSONResponse({"results": [None], "weight_version": version})
 
@@ -183,7 +184,7 @@ async def load_adapter(request: Request) -> Response:
     async with server.changing:
         policy = await run_in_threadpool(with_adapters, base.policy, folder)
         await server.between_tokens(
-            lambda: engine.add(body.lora_name, policy, body.lora_name, str(folder), server.base)
+            lambda: engine.add(body.lora_name, policy, body.lora_name, str(folder))
         )
     return Response(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 

@@ -87,7 +87,6 @@ class Served:
     sampler: SlotSampler
     version: str
     folder: str
-    root: str = ""
 
     @property
     def compact(self) -> bool:
@@ -170,12 +169,15 @@ class Engine:
 
     # called by others: they hand something over, and never wait for the sampling
 
-    def add(self, name: str, policy: Policy, version: str, folder: str, root: str = "") -> Served:
+    def add(self, name: str, policy: Policy, version: str, folder: str) -> Served:
         """Serve a policy under a name."""
-        sampler = sampler_of(policy, self.limits.places, self.limits.length)
-        made = Served(name, policy, sampler, version, folder, root)
+        made = Served(name, policy, self.sampler_of(policy), version, folder)
         self.served = {**self.served, name: made}
         return made
+
+    def sampler_of(self, policy: Policy) -> SlotSampler:
+        """What samples a policy, with all of its places free."""
+        return sampler_of(policy, self.limits.places, self.limits.length)
 
     def start(self) -> None:
         """Begin to sample."""
@@ -257,6 +259,9 @@ class Engine:
             except Exception as error:
                 logging.getLogger(__name__).exception("sampling failed")
                 self.fail_all(f"sampling failed: {type(error).__name__}.")
+                # what it left half done is nobody's: all places are free again
+                for served in self.served.values():
+                    served.sampler = self.sampler_of(served.policy)
         self.fail_all("the server was shut down.")
 
     def turn(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +57,11 @@ def check_files(folder: Path) -> None:
                 raise Refused(f"{file.name} names files in other folders.", status=403)
 
 
-def reload_weights(served: Served, folder: Path, sharers: Sequence[Served]) -> None:
-    """Put the weights of a folder in place of those that are served.
+def put_weights(policy: Policy, fresh: Mapping[str, Tensor], sharers: Sequence[Served]) -> None:
+    """Put weights that `read_weights` gave in the place of those that are served.
 
-    They are read and checked first: what does not fit leaves the old ones as they are. sharers:
-    every name that is served with these weights.
+    sharers: every name that is served with these weights.
     """
-    policy = served.policy
-    if policy.causal is not policy.model:
-        raise Refused("a model with adapters takes new adapters, not new weights.", status=409)
-    fresh = read_weights(policy, folder)
     with torch.no_grad():
         for name, tensor in policy.causal.state_dict().items():
             tensor.copy_(fresh[name])
@@ -75,7 +70,12 @@ def reload_weights(served: Served, folder: Path, sharers: Sequence[Served]) -> N
 
 
 def read_weights(policy: Policy, folder: Path) -> dict[str, Tensor]:
-    """The tensors of a model folder, by the names of the served model; Refused if they differ."""
+    """The tensors of a model folder, by the names of the served model.
+
+    Refused where they differ in name or shape, or are not finite: the old ones go on.
+    """
+    if policy.causal is not policy.model:
+        raise Refused("a model with adapters takes new adapters, not new weights.", status=409)
     if (folder / ADAPTER).is_file():
         raise Refused("the folder holds adapters: load them under a name of their own.")
     try:

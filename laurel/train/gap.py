@@ -43,14 +43,14 @@ and it is better to hear of it than to be stopped by it.
 def gap_limit(session: Session) -> float:
     """Nats between sampler and trainer, at the 99th percentile, above which the run stops.
 
-    An engine says its precision in an attribute `precision`; one that does not counts as coarse.
+    A generator whose precision is unknown counts as coarse.
     """
     if session.config.sampler_gap_limit:
         return session.config.sampler_gap_limit
     if session.generator.exact:
         return GROWN * USUAL * session.policy.slack
-    theirs = str(getattr(session.generator, "precision", ""))
-    fine = session.policy.dtype in (torch.float32, torch.float64) and theirs == "float32"
+    fine = session.policy.dtype in (torch.float32, torch.float64)
+    fine = fine and session.generator.precision == "float32"
     return FINE if fine else COARSE
 
 

@@ -87,7 +87,7 @@ def train(
         session.run.withdraw()
         raise
     finally:
-        session.end_sampling()
+        session.generator.close()
     session.run.close()
     return session.run
 

@@ -297,12 +297,6 @@ class Session:
             return save(self.policy, self.run.model, **how)
         return self.policy.save(self.run.model, **how)
 
-    def end_sampling(self) -> None:
-        """Nothing is sampled any more: where servers do it, their connections end."""
-        close = getattr(self.generator, "close", None)
-        if close:
-            close()
-
     @property
     def terms(self) -> tuple[BoundTerm, ...]:
         """The terms of the loss, the row's own objective first."""

@@ -15,7 +15,7 @@ from peer import Peer, change_answer, change_choice, cut, drip, nudge, once, sil
 from laurel.core import http
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.http import EngineDown, EngineTimeout
+from laurel.core.http import ServerDown, ServerTimeout
 from laurel.core.sample import Draw
 from laurel.model.policy import load_policy
 from laurel.model.scratch import save_scratch
@@ -183,7 +183,7 @@ def alone(pair):
     """The same, of which the second server is down for good."""
     engine, peer, other = pair
     other.faults["/version"] = GARBAGE["500"][0]
-    engine.servers[1].down = EngineTimeout("gone", where=other.url)
+    engine.servers[1].down = ServerTimeout("gone", where=other.url)
     return engine, peer
 
 
@@ -220,7 +220,7 @@ GARBAGE = {
     "503": (lambda p, h, b: h.send(b'{"error": {"message": "full"}}', 503), "no answer within"),
     "500": (lambda p, h, b: h.send(b'{"error": {"message": "boom"}}', 500), "boom"),
     "400": (lambda p, h, b: h.send(b'{"error": {"message": "64 tokens"}}', 400), "64 tokens"),
-    "401": (lambda p, h, b: h.send(b"{}", 401), "LAUREL_ENGINE_KEY"),
+    "401": (lambda p, h, b: h.send(b"{}", 401), "LAUREL_API_KEY"),
 }
 
 
@@ -276,7 +276,7 @@ def test_a_server_killed_in_the_middle_of_a_step_is_named(model, tmp_path):
         engine = engine_on(policy_of(model), tmp_path, peer)
         engine.sync(0)
         peer.faults["/v1/completions"] = dies
-        with pytest.raises(EngineDown, match="connection failed") as raised:
+        with pytest.raises(ServerDown, match="connection failed") as raised:
             engine.generate(PROMPTS, draw_of(PROMPTS))
         assert peer.url in str(raised.value)
         engine.close()
@@ -300,7 +300,7 @@ def test_a_server_started_anew_gets_the_weights_again(model, tmp_path, kind, wei
             peer.policy.causal.get_parameter(name).data.copy_(value)
         if kind == "laurel" and weights == "folder":
             peer.faults["/v1/completions"] = once(cut)
-            engine.servers[0].down = EngineDown("gone", where=peer.url)
+            engine.servers[0].down = ServerDown("gone", where=peer.url)
         assert engine.generate(PROMPTS, draw) == before
         engine.close()
 
@@ -335,7 +335,7 @@ def test_what_it_is_is_read_at_the_start(model, tmp_path):
         peer.faults["/version"] = change_answer(lambda _: b"[]")
         with pytest.raises(LaurelError, match="no object with fields"):
             engine_on(mine, tmp_path, peer)
-    with pytest.raises(EngineDown, match="connection failed") as raised:
+    with pytest.raises(ServerDown, match="connection failed") as raised:
         engine_on(mine, tmp_path, peer)
     assert peer.url in str(raised.value)
 
@@ -344,8 +344,8 @@ def test_what_it_is_is_read_at_the_start(model, tmp_path):
     ("url", "said"),
     [
         ("127.0.0.1:8000", "no address of a server"),
-        ("http://me:secret@host:1", "LAUREL_ENGINE_KEY"),
-        ("http://host:1/?key=secret", "LAUREL_ENGINE_KEY"),
+        ("http://me:secret@host:1", "LAUREL_API_KEY"),
+        ("http://host:1/?key=secret", "LAUREL_API_KEY"),
         ("ftp://host", "no address of a server"),
     ],
 )

@@ -18,7 +18,7 @@ from peer import Peer, cut, nudge, once, silent
 from laurel.core import http
 from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
-from laurel.core.http import EngineDown, EngineRefusal
+from laurel.core.http import ServerDown, ServerRefusal
 from laurel.core.sample import Draw
 from laurel.model.policy import load_policy
 from laurel.model.scratch import save_scratch
@@ -88,7 +88,7 @@ def test_weights_that_are_refused_leave_those_of_before(model, tmp_path, kind):
             refuse(peer, handler, body)
 
         peer.faults["/collective_rpc"] = once(refuses_new)
-        with pytest.raises(EngineRefusal, match="no such folder") as raised:
+        with pytest.raises(ServerRefusal, match="no such folder") as raised:
             engine.sync(1)
         said = str(raised.value)
         assert peer.url in said and str(tmp_path / "run-1") in said and "weights of before" in said
@@ -119,7 +119,7 @@ def test_a_server_that_dies_while_it_reads(model, tmp_path, weights, fault):
         assert engine.generate(PROMPTS, DRAW) == Sampler(mine).generate(PROMPTS, DRAW)
         two.faults[path] = fault
         engine.servers[1].timeout = 0.6 if fault is silent else 60.0
-        with pytest.raises(EngineDown) as raised:
+        with pytest.raises(ServerDown) as raised:
             engine.sync(2)
         said = str(raised.value)
         assert one.url in said and two.url in said and "run-2" in said and not two.paused
@@ -239,7 +239,7 @@ def test_a_server_that_somebody_paused(model, tmp_path):
         peer.paused = True
         engine.servers[0].timeout = 0.5
         peer.faults["/v1/completions"] = silent
-        with pytest.raises(EngineDown, match="Somebody paused it") as raised:
+        with pytest.raises(ServerDown, match="Somebody paused it") as raised:
             engine.generate(PROMPTS, DRAW)
         assert f"{peer.url}/resume" in str(raised.value)
 

@@ -159,6 +159,30 @@ def test_more_choices_than_places():
         quiet(served.engine)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_failure_of_the_sampler_ends_its_requests_alone(kind, monkeypatch, caplog):
+    """Those that run get 500, with nothing of the inside told; the next one is answered, and all
+    places are free.
+    """
+    with running(tiny(kind), places=4) as served, ThreadPoolExecutor(3) as pool:
+        right = ask(served, prompt=[4], seed=1, max_tokens=6)
+        sampler = served.engine.served["m"].sampler
+
+        def breaks():
+            raise RuntimeError("a secret of the inside")
+
+        monkeypatch.setattr(sampler, "advance", breaks)
+        body = {"prompt": [4], "n": 2, "max_tokens": 200, "seed": 1}
+        asked = [pool.submit(served.client.post, "/v1/completions", json=body) for _ in range(3)]
+        for one in asked:
+            if one.result().status_code == 500:
+                assert "secret" not in one.result().text
+        assert 500 in [one.result().status_code for one in asked]
+        assert "a secret of the inside" in caplog.text
+        assert ask(served, prompt=[4], seed=1, max_tokens=6) == right
+        quiet(served.engine)
+
+
 def requests_in(url):
     """Completions that wait or run on a server."""
     text = httpx2.get(f"{url}/metrics", timeout=60).text

@@ -60,6 +60,9 @@ class Engine:
     def tokenizer(self):
         return self.policy.tokenizer
 
+    def close(self):
+        """There are no connections."""
+
     @torch.no_grad()
     def sync(self, version):
         self.versions.append(version)
