@@ -66,8 +66,8 @@ def rollout(size: str, prompts: int) -> None:
         lambda x, w: f"product with {tuple(w.shape)}",
         lambda x, w: 2.0 * x.numel() * w.shape[1],
     )
-    decode.Flight.enter = timed(
-        decode.Flight.enter, lambda *_: "reading prompts (in the above, too)"
+    decode.ContinuousBatch.prefill_jobs = timed(
+        decode.ContinuousBatch.prefill_jobs, lambda *_: "reading prompts (in the above, too)"
     )  # type: ignore[method-assign]
     whole = once()
     print(f"rollout {size}, {prompts} x {shape.each}: {whole:.2f} s")

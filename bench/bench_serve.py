@@ -101,45 +101,61 @@ def main() -> None:
             process.wait(60)
 
 
+def timed(work: Any) -> tuple[float, Any]:
+    """The seconds that some work takes, and what it gives."""
+    began = time.perf_counter()
+    found = work()
+    return time.perf_counter() - began, found
+
+
 def compare(policy: Policy, prompts: Any, seeds: list[int], port: int, args: Any) -> None:
-    """In turns, after one of each that warms up."""
+    """All ways in turns, after one of each that warms up."""
     one = {"max_tokens": args.tokens, "logprobs": 0, "return_token_ids": True}
     bodies = [{"prompt": list(p), "seed": s, **one} for p, s in zip(prompts, seeds, strict=True)]
-    times: dict[str, list[float]] = {"in process": [], "one request each": [], "one request": []}
+    whole = {"prompt": [list(p) for p in prompts], "seeds": seeds, **one}
+    ways = {
+        "in process": lambda: sample(
+            policy, prompts, seeds=seeds, max_completion_length=args.tokens
+        ),
+        "one request each": lambda: asyncio.run(together(port, bodies)),
+        "one request": lambda: asyncio.run(together(port, [whole])),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
     firsts = list[float]()
-    worst = 0.0
     for turn in range(args.repeat + 1):
-        began = time.perf_counter()
-        done = sample(policy, prompts, seeds=seeds, max_completion_length=args.tokens)
-        spent = [time.perf_counter() - began]
-        began = time.perf_counter()
-        answers = asyncio.run(together(port, bodies))
-        spent.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        whole = {"prompt": [list(p) for p in prompts], "seeds": seeds, **one}
-        ((_, answer),) = asyncio.run(together(port, [whole]))
-        spent.append(time.perf_counter() - began)
-        for row, (_, told) in zip(done, answers, strict=True):
-            assert tuple(body_of(told)["choices"][0]["token_ids"]) == row.ids
-        for row, choice in zip(done, body_of(answer)["choices"], strict=True):
-            assert tuple(choice["token_ids"]) == row.ids
-            told = choice["logprobs"]["token_logprobs"]
-            worst = max(worst, *(abs(a - b) for a, b in zip(told, row.logps, strict=True)))
+        found = {name: timed(way) for name, way in ways.items()}
+        done, each, ((_, answer),) = (result for _, result in found.values())
+        told = [body_of(raw)["choices"][0] for _, raw in each]
+        gap = max(largest_gap(done, told), largest_gap(done, body_of(answer)["choices"]))
         streams = asyncio.run(together(port, [{**body, "stream": True} for body in bodies]))
         if turn:
-            for name, seconds in zip(times, spent, strict=True):
+            for name, (seconds, _) in found.items():
                 times[name].append(seconds)
             firsts += [first for first, _ in streams]
     tokens = sum(len(row.ids) for row in done)
-    base = statistics.median(times["in process"])
     print(f"{policy.num_parameters / 1e6:.1f} M parameters, {args.rows} rows, {tokens} tokens")
+    report(times, tokens, gap, sorted(firsts))
+
+
+def largest_gap(done: Any, choices: list[Any]) -> float:
+    """The largest distance of log-probabilities; AssertionError unless ids are equal."""
+    worst = 0.0
+    for row, choice in zip(done, choices, strict=True):
+        assert tuple(choice["token_ids"]) == row.ids
+        logps = choice["logprobs"]["token_logprobs"]
+        worst = max(worst, *(abs(a - b) for a, b in zip(logps, row.logps, strict=True)))
+    return worst
+
+
+def report(times: dict[str, list[float]], tokens: int, gap: float, firsts: list[float]) -> None:
+    """The table."""
+    base = statistics.median(times["in process"])
     for name, seconds in times.items():
         middle = statistics.median(seconds)
         print(f"{name:18} {middle:7.2f} s {tokens / middle:8.0f} tokens/s {base / middle:6.1%}")
-    print(f"ids equal; log-probabilities differ by {worst:.2g} at most")
-    firsts.sort()
+    print(f"ids equal; log-probabilities differ by {gap:.2g} at most")
     p50, p99 = firsts[len(firsts) // 2], firsts[int(0.99 * len(firsts))]
-    print(f"first token of {args.rows} streams: p50 {p50 * 1e3:.0f} ms, p99 {p99 * 1e3:.0f} ms")
+    print(f"first token of the streams: p50 {p50 * 1e3:.0f} ms, p99 {p99 * 1e3:.0f} ms")
 
 
 if __name__ == "__main__":

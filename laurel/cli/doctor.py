@@ -166,7 +166,7 @@ def check_named_model(model: str) -> Iterator[Check]:
 
 def check_servers(urls: list[str]) -> Iterator[Check]:
     """What there is to say of servers that training could sample on."""
-    from laurel.rollout.engine_survey import survey
+    from laurel.rollout.engine_doctor import survey
 
     for found in survey(urls, SERVER_SECONDS):
         yield Check(found.name, found.state, found.text, found.fix)

@@ -17,7 +17,7 @@ from laurel.core.serve_options import ServeConfig
 
 if TYPE_CHECKING:
     from laurel.model.policy import Policy
-    from laurel.serve.control import Server
+    from laurel.serve.admin import Server
 
 KEY = "LAUREL_API_KEY"
 MOST_POSITIONS = 4096
@@ -132,7 +132,7 @@ def load_server(model: str, config: ServeConfig, roots: tuple[Path, ...]) -> Ser
 def scorer_server(model: str, name: str, config: ServeConfig, how: dict[str, Any]) -> Server:
     """A server of scores."""
     from laurel.model.scorer import load_scorer
-    from laurel.serve.control import Server
+    from laurel.serve.admin import Server
     from laurel.serve.engine import Engine, Limits
 
     scorer = load_scorer(model, **how)
@@ -143,7 +143,7 @@ def scorer_server(model: str, name: str, config: ServeConfig, how: dict[str, Any
 def policy_server(model: str, name: str, config: ServeConfig, how: dict[str, Any]) -> Server:
     """A server of completions."""
     from laurel.core.config import EvalConfig
-    from laurel.serve.control import Server
+    from laurel.serve.admin import Server
     from laurel.serve.engine import Engine, Limits
     from laurel.train.inference import policies_of
 

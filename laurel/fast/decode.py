@@ -714,7 +714,7 @@ def compact_of(policy: LanguageModel) -> CompactDecoder | None:
 PREFILL = 8192
 """Prompt tokens that are read at once."""
 GROUP, START, SLOT, TIME, TOKEN, HOW = range(6)
-"""The rows of `Flight.rows`, which has a column for each completion in flight.
+"""The rows of `ContinuousBatch.rows`, which has a column for each completion in flight.
 
 They are its prompt's entry in the cache, that prompt's length, the completion's slot, how many of
 its tokens the cache holds, its last token, and how it is drawn.
@@ -724,7 +724,7 @@ its tokens the cache holds, its last token, and how it is drawn.
 class SamplingOptions(NamedTuple):
     """How the tokens of a completion are drawn, and what else is noted of each.
 
-    top: so many of the likeliest tokens are noted with their log-probabilities; ids: the
+    top: so many of the likeliest tokens are lists_logprobs with their log-probabilities; ids: the
     log-probabilities of these tokens are.
     """
 
@@ -736,7 +736,7 @@ class SamplingOptions(NamedTuple):
     ids: tuple[int, ...] = ()
 
     @property
-    def noted(self) -> bool:
+    def lists_logprobs(self) -> bool:
         """Is more noted of a token than its own log-probability?"""
         return bool(self.top or self.ids)
 
@@ -754,11 +754,11 @@ class Job:
     options: SamplingOptions
 
 
-TokenNote = dict[int, float]
+TokenLogprobs = dict[int, float]
 """Token -> log-probability: the likeliest tokens, and those that were asked for."""
 
 
-class Flight:
+class ContinuousBatch:
     """Samples completions of a model with its weights as they are when a token is drawn.
 
     `places`: so many completions at once, each in a slot. `admit` takes jobs in, `advance` draws
@@ -782,7 +782,7 @@ class Flight:
         self.uniforms = torch.zeros(places, longest, dtype=torch.float64)
         self.out_ids = torch.zeros(places, longest, dtype=torch.long)
         self.out_logp = torch.zeros(places, longest)
-        self.notes: dict[int, list[TokenNote]] = {}
+        self.logprobs_listed: dict[int, list[TokenLogprobs]] = {}
         self.eos = torch.tensor(sorted(model.policy.eos_ids), dtype=torch.long)
 
     @property
@@ -799,10 +799,10 @@ class Flight:
         taken = list[list[int]]()
         longest = max((len(job.prompt) for job in jobs), default=1)
         for part in chunks(range(len(jobs)), max(1, PREFILL // longest)):
-            taken += self.enter([jobs[i] for i in part])
+            taken += self.prefill_jobs([jobs[i] for i in part])
         return taken
 
-    def enter(self, jobs: Sequence[Job]) -> list[list[int]]:
+    def prefill_jobs(self, jobs: Sequence[Job]) -> list[list[int]]:
         """Jobs whose prompts are read in one pass."""
         groups = self.unused_groups(len(jobs))
         self.cache.reserve(int(groups.max()) + 1, 0, max(len(job.prompt) for job in jobs))
@@ -810,11 +810,11 @@ class Flight:
         slots = [[self.free.pop() for _ in job.seeds] for job in jobs]
         counts = torch.tensor([len(job.seeds) for job in jobs])
         first = self.running
-        self.rows = torch.cat([self.rows, self.columns(jobs, slots, groups, counts)], 1)
-        self.take(first, logits.repeat_interleave(counts, 0))
+        self.rows = torch.cat([self.rows, self.new_rows(jobs, slots, groups, counts)], 1)
+        self.draw_tokens(first, logits.repeat_interleave(counts, 0))
         return slots
 
-    def columns(
+    def new_rows(
         self, jobs: Sequence[Job], slots: list[list[int]], groups: Tensor, counts: Tensor
     ) -> Tensor:
         """Columns of `rows` for completions that enter, with their slots prepared: [6, n]."""
@@ -831,14 +831,14 @@ class Flight:
         new[SLOT] = slot
         new[GROUP] = groups.repeat_interleave(counts)
         new[START] = torch.tensor([len(job.prompt) for job in jobs]).repeat_interleave(counts)
-        hows = torch.tensor([self.number_of(job.options) for job in jobs])
+        hows = torch.tensor([self.options_index(job.options) for job in jobs])
         new[HOW] = hows.repeat_interleave(counts)
         for job, part in zip(jobs, slots, strict=True):
-            if job.options.noted:
-                self.notes |= {one: [] for one in part}
+            if job.options.lists_logprobs:
+                self.logprobs_listed |= {one: [] for one in part}
         return new
 
-    def number_of(self, options: SamplingOptions) -> int:
+    def options_index(self, options: SamplingOptions) -> int:
         """The place of some options among those in use."""
         if options not in self.options:
             if not self.running:
@@ -864,9 +864,9 @@ class Flight:
             rows[TOKEN], rows[GROUP], rows[START], rows[SLOT], time, self.cache
         )
         time += 1
-        self.take(0, logits)
+        self.draw_tokens(0, logits)
 
-    def take(self, first: int, logits: Tensor) -> None:
+    def draw_tokens(self, first: int, logits: Tensor) -> None:
         """Draw a token for the rows from `first` on, and take out the rows that end with it."""
         rows = self.rows[:, first:]
         slot = rows[SLOT]
@@ -877,9 +877,9 @@ class Flight:
         rows[TOKEN] = ids
         self.length[slot] = time + 1
         ended = self.limits[slot] == time + 1
-        # an end token is the stronger reason: it is noted last
-        ended |= self.note("stop", slot, self.stopped(rows))
-        ended |= self.note("eos", slot, torch.isin(ids, self.eos))
+        # an end token is the stronger reason: it is lists_logprobs last
+        ended |= self.set_finish("stop", slot, self.at_stop(rows))
+        ended |= self.set_finish("eos", slot, torch.isin(ids, self.eos))
         if ended.any():
             self.ended += ints(slot[ended])
             before = torch.ones(first, dtype=torch.bool)
@@ -905,21 +905,21 @@ class Flight:
     ) -> tuple[Tensor, Tensor]:
         """Tokens for rows that are drawn in the same way."""
         cut: dict[str, Any] = {"top_k": options.top_k, "top_p": options.top_p}
-        if options.noted:
+        if options.lists_logprobs:
             logp_NV = scaled_probabilities(logits, options.temperature, **cut).log()
-            for one, note in zip(ints(slot), token_notes(logp_NV, options), strict=True):
-                self.notes[one].append(note)
+            for one, note in zip(ints(slot), listed_logprobs(logp_NV, options), strict=True):
+                self.logprobs_listed[one].append(note)
         if options.top_k or options.top_p < 1:
             return sample_tokens(logits, point, options.temperature, **cut)
         return self.model.draw(logits, point, options.temperature)
 
-    def note(self, why: Finish, slot: Tensor, which: Tensor) -> Tensor:
+    def set_finish(self, why: Finish, slot: Tensor, which: Tensor) -> Tensor:
         """Set why some of these completions end; returns `which` as it was given."""
         for n in ints(slot[which]):
             self.finish[n] = why
         return which
 
-    def stopped(self, rows: Tensor) -> Tensor:
+    def at_stop(self, rows: Tensor) -> Tensor:
         """Which of these completions now hold one of their stop strings."""
         found = torch.zeros(rows.shape[1], dtype=torch.bool)
         for kind, options in enumerate(self.options):
@@ -934,7 +934,7 @@ class Flight:
                 found[these] = rows_with_stop(options.stop, self.tokenizer, drawn)
         return found
 
-    def collect(self) -> dict[int, tuple[Completion, list[TokenNote]]]:
+    def collect(self) -> dict[int, tuple[Completion, list[TokenLogprobs]]]:
         """The completions that have ended since, by slot; their slots are free again."""
         if not self.ended:
             return {}
@@ -943,20 +943,20 @@ class Flight:
         longest = max(lengths)
         rows_ids = int_rows(self.out_ids[slot, :longest])
         rows_logps = float_rows(self.out_logp[slot, :longest])
-        found = dict[int, tuple[Completion, list[TokenNote]]]()
+        found = dict[int, tuple[Completion, list[TokenLogprobs]]]()
         for one, count, ids, logps in zip(self.ended, lengths, rows_ids, rows_logps, strict=True):
             done = Completion(tuple(ids[:count]), tuple(logps[:count]), self.finish[one])
-            found[one] = done, self.notes.pop(one, [])
+            found[one] = done, self.logprobs_listed.pop(one, [])
         self.release(self.ended)
         self.ended = []
         return found
 
-    def drawn(self, slot: int, start: int) -> tuple[list[int], list[float], list[TokenNote]]:
+    def drawn(self, slot: int, start: int) -> tuple[list[int], list[float], list[TokenLogprobs]]:
         """What was drawn of a completion in flight, from token `start` on."""
         end = int(self.length[slot])
         ids = ints(self.out_ids[slot, start:end])
         (logps,) = float_rows(self.out_logp[slot, start:end][None])
-        return ids, logps, self.notes.get(slot, [])[start:]
+        return ids, logps, self.logprobs_listed.get(slot, [])[start:]
 
     def drop(self, slots: Sequence[int]) -> None:
         """Take completions out that have not been collected; nothing of them is kept."""
@@ -964,7 +964,7 @@ class Flight:
         self.rows = self.rows[:, ~torch.isin(self.rows[SLOT], gone)]
         self.ended = [one for one in self.ended if one not in slots]
         for one in slots:
-            self.notes.pop(one, None)
+            self.logprobs_listed.pop(one, None)
         self.release(slots)
 
     def release(self, slots: Sequence[int]) -> None:
@@ -974,9 +974,9 @@ class Flight:
             self.model.buffers.clear()
 
 
-def token_notes(logp_NV: Tensor, options: SamplingOptions) -> list[TokenNote]:
+def listed_logprobs(logp_NV: Tensor, options: SamplingOptions) -> list[TokenLogprobs]:
     """Of each row the likeliest tokens and those that were asked for, with log-probabilities."""
-    found: list[TokenNote] = [{} for _ in range(len(logp_NV))]
+    found: list[TokenLogprobs] = [{} for _ in range(len(logp_NV))]
     if options.top:
         logps, ids = logp_NV.topk(min(options.top, logp_NV.shape[1]), dim=1)
         for note, some, values in zip(found, int_rows(ids), float_rows(logps), strict=True):
@@ -988,7 +988,7 @@ def token_notes(logp_NV: Tensor, options: SamplingOptions) -> list[TokenNote]:
     return found
 
 
-class Calls(NamedTuple):
+class PromptBatch(NamedTuple):
     """`each` completions of every prompt; completion i belongs to prompt i // each."""
 
     prompts: Sequence[tuple[int, ...]]
@@ -1006,41 +1006,49 @@ class Calls(NamedTuple):
         return Job(self.prompts[prompt], seeds, limits, self.options)
 
 
-def sample_compact(model: CompactDecoder, calls: Calls, rows_at_once: int) -> list[Completion]:
+def sample_compact(
+    model: CompactDecoder, prompt_batch: PromptBatch, rows_at_once: int
+) -> list[Completion]:
     """`laurel.rollout.sampler.sample` on a CPU.
 
     A prompt's completions enter together, shortest prompts first, when an eighth of the places is
     free.
     """
-    prompts, each = calls.prompts, calls.each
+    prompts, each = prompt_batch.prompts, prompt_batch.each
     # the last is the next: the shortest prompt enters first
     queue = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     at_once = min(max(rows_at_once // each, 1), len(prompts))
     places = at_once * each
     # the last few rows of a batch take the fast products, whose last bits may be others
     model.invariant = False
-    flight = Flight(model, places, at_once, max(map(len, prompts)), max(calls.limits))
+    batch = ContinuousBatch(
+        model, places, at_once, max(map(len, prompts)), max(prompt_batch.limits)
+    )
     numbers = [0] * places
     done: dict[int, Completion] = {}
-    while queue or flight.running:
-        flight.advance()
-        if queue and len(flight.free) + len(flight.ended) >= max(places // 8, each):
-            take_out(flight, numbers, done)
-            chosen = [queue.pop() for _ in range(min(len(flight.free) // each, len(queue)))]
-            put_in(flight, calls, chosen, numbers)
-    take_out(flight, numbers, done)
-    return [done[n] for n in range(len(calls.seeds))]
+    while queue or batch.running:
+        batch.advance()
+        if queue and len(batch.free) + len(batch.ended) >= max(places // 8, each):
+            collect_completions(batch, numbers, done)
+            chosen = [queue.pop() for _ in range(min(len(batch.free) // each, len(queue)))]
+            admit_prompts(batch, prompt_batch, chosen, numbers)
+    collect_completions(batch, numbers, done)
+    return [done[n] for n in range(len(prompt_batch.seeds))]
 
 
-def put_in(flight: Flight, calls: Calls, chosen: Sequence[int], numbers: list[int]) -> None:
+def admit_prompts(
+    batch: ContinuousBatch, prompt_batch: PromptBatch, chosen: Sequence[int], numbers: list[int]
+) -> None:
     """Begin the completions of some prompts; `numbers` says which one each slot has."""
-    slots = flight.admit([calls.job(i) for i in chosen])
+    slots = batch.admit([prompt_batch.job(i) for i in chosen])
     for i, own in zip(chosen, slots, strict=True):
         for g, slot in enumerate(own):
-            numbers[slot] = i * calls.each + g
+            numbers[slot] = i * prompt_batch.each + g
 
 
-def take_out(flight: Flight, numbers: list[int], done: dict[int, Completion]) -> None:
+def collect_completions(
+    batch: ContinuousBatch, numbers: list[int], done: dict[int, Completion]
+) -> None:
     """Put the completions that have ended into `done`, by their numbers."""
-    for slot, (completion, _) in flight.collect().items():
+    for slot, (completion, _) in batch.collect().items():
         done[numbers[slot]] = completion

@@ -22,9 +22,16 @@ from laurel.core.http import ServerDown, ServerRefusal, ServerTimeout, Wire, che
 from laurel.core.sample import Completion, Draw
 from laurel.model.policy import Policy
 from laurel.rollout.engine_answer import foreign_weights
-from laurel.rollout.engine_probe import COLD, asked_of, check_again, check_first, check_sums, probe
-from laurel.rollout.engine_server import KNOWN, Cell, Server
-from laurel.rollout.engine_weights import Way, choose_way, labelled
+from laurel.rollout.engine_probe import (
+    COLD,
+    check_again,
+    check_first,
+    check_sums,
+    expected_answer,
+    probe,
+)
+from laurel.rollout.engine_server import KNOWN, PromptJob, Server
+from laurel.rollout.engine_weights import WeightTransfer, choose_transfer, version_label
 from laurel.rollout.sampler import check_prompts, clip_to_positions
 
 Found = TypeVar("Found")
@@ -73,10 +80,10 @@ class Engine:
         self.label = ""
         self.before = ""
         try:
-            self.wire.run(all_of(server.identify() for server in self.servers))
+            self.wire.run(gather(server.identify() for server in self.servers))
             foreign = any(server.known.kind != "laurel" for server in self.servers)
             how = (folder.resolve(), options.weights)
-            self.way: Way = choose_way(policy, *how, with_head=foreign)
+            self.transfer: WeightTransfer = choose_transfer(policy, *how, with_head=foreign)
             self.wire.run(self._warn_of_others())
         except BaseException:
             self.close()
@@ -89,7 +96,7 @@ class Engine:
     @property
     def exact(self) -> bool:
         """Do all servers sample as the trainer would, bit by bit?"""
-        return self.way.exact and all(server.known.exact for server in self.servers)
+        return self.transfer.exact and all(server.known.exact for server in self.servers)
 
     @property
     def precision(self) -> str:
@@ -100,20 +107,18 @@ class Engine:
     @property
     def notes(self) -> list[str]:
         """Lines for the user: where samples come from, and how weights get there."""
-        how = type(self.way).__name__.removesuffix("Way").lower()
-        kinds = {"folder": "a folder", "adapter": "a folder of adapters", "nccl": "NCCL"}
         where = ", ".join(f"{server.url} ({server.known})" for server in self.servers)
-        return [f"sampled on {where}; its weights go there by {kinds[how]}"]
+        return [f"sampled on {where}; its weights go there by {self.transfer.means}"]
 
     def close(self) -> None:
         """Remove what the servers have read, and end the connections."""
-        way = getattr(self, "way", None)
-        if self.leader and way is not None:
+        transfer = getattr(self, "transfer", None)
+        if self.leader and transfer is not None:
             try:
-                self.wire.run(way.clear(self._live(), ()))
+                self.wire.run(transfer.clear(self._live(), ()))
             except LaurelError as error:
                 logging.getLogger(__name__).warning("adapters stay on a server: %s", error)
-            way.end()
+            transfer.end()
         self.wire.close()
 
     def sync(self, version: int) -> None:
@@ -124,20 +129,20 @@ class Engine:
 
         Errors: LaurelError naming the server, and the folder where that is at fault.
         """
-        label = labelled(self.run, version)
+        label = version_label(self.run, version)
         if label == self.label:
             return
-        self.wire.run(self._look())
+        self.wire.run(self._check_servers())
         if not self.leader:
-            self.wire.run(self._await(label))
+            self.wire.run(self._wait_for_weights(label))
             self.label = label
             return
-        self.way.write(label)
-        self.wire.run(self._give(self._live(), label))
+        self.transfer.write(label)
+        self.wire.run(self._push(self._live(), label))
         self._check(label)
         self.label, self.before = label, self.label
         kept = {self.label, self.before} - {""}
-        self.wire.run(self.way.clear(self._live(), kept))
+        self.wire.run(self.transfer.clear(self._live(), kept))
 
     def generate(self, prompts: Sequence[tuple[int, ...]], draw: Draw) -> list[Completion]:
         """G = len(draw.seeds) / len(prompts) completions of each prompt, in order.
@@ -150,22 +155,22 @@ class Engine:
         check_prompts(self.policy, prompts)
         limits = list(draw.limits) or [draw.max_completion_length] * len(draw.seeds)
         limits = clip_to_positions(self.policy.positions, prompts, each, limits)
-        cells = [
-            cell
+        jobs = [
+            job
             for i, prompt in enumerate(prompts)
-            for cell in cells_of(prompt, i, each, draw, limits)
+            for job in prompt_jobs(prompt, i, each, draw, limits)
         ]
-        done = self.wire.run(self._answers(cells, draw))
+        done = self.wire.run(self._answers(jobs, draw))
         return [done[row] for row in range(len(draw.seeds))]
 
-    async def _answers(self, cells: Sequence[Cell], draw: Draw) -> dict[int, Completion]:
+    async def _answers(self, jobs: Sequence[PromptJob], draw: Draw) -> dict[int, Completion]:
         """Every row's completion; those of a server that fails are asked for elsewhere.
 
         Where none is left, the servers are looked for once more: one that was started anew takes
         the weights, and goes on.
         """
         done: dict[int, Completion] = {}
-        waiting, revived = list(cells), False
+        waiting, revived = list(jobs), False
         while waiting:
             if not self._live():
                 if revived or not await self._revive():
@@ -173,56 +178,58 @@ class Engine:
                 revived = True
             requests = self._requests(waiting)
             asked = [self._ask(server, part, draw) for server, part in requests]
-            answers = await all_of(asked)
+            answers = await gather(asked)
             found = {
                 row: completion
                 for (server, _), answer in zip(requests, answers, strict=True)
                 for row, completion in answer.items()
                 if server.down is None
             }
-            found = await self._still_ours(requests, found)
+            found = await self._without_foreign(requests, found)
             done.update(found)
-            waiting = [cell for cell in waiting if cell.rows[0] not in done]
+            waiting = [job for job in waiting if job.rows[0] not in done]
         return done
 
-    def _requests(self, cells: Sequence[Cell]) -> list[tuple[Server, list[Cell]]]:
+    def _requests(self, jobs: Sequence[PromptJob]) -> list[tuple[Server, list[PromptJob]]]:
         """Which server is asked for what."""
-        mine: dict[str, list[Cell]] = {}
-        for cell in cells:
-            mine.setdefault(self._route(cell).url, []).append(cell)
+        mine: dict[str, list[PromptJob]] = {}
+        for job in jobs:
+            mine.setdefault(self._route(job).url, []).append(job)
         return [
             (server, part)
             for server in self.servers
-            for part in server.parts(mine.get(server.url, []))
+            for part in server.split_requests(mine.get(server.url, []))
         ]
 
-    def _route(self, cell: Cell) -> Server:
+    def _route(self, job: PromptJob) -> Server:
         """The server of a prompt: always the same while it lives, then another that does."""
-        data = b"".join(token.to_bytes(8, "little") for token in cell.prompt)
+        data = b"".join(token.to_bytes(8, "little") for token in job.prompt)
         number = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
         home, live = self.servers[number % len(self.servers)], self._live()
         return home if home.down is None else live[number % len(live)]
 
-    async def _ask(self, server: Server, cells: list[Cell], draw: Draw) -> dict[int, Completion]:
+    async def _ask(
+        self, server: Server, jobs: list[PromptJob], draw: Draw
+    ) -> dict[int, Completion]:
         """The completions of one request; nothing where the server is down."""
         told = self.label if server.known.kind == "laurel" else None
-        asked = asked_of(self.policy, cells, draw.stop, told)
-        model = self.way.model(server, self.label)
+        asked = expected_answer(self.policy, jobs, draw.stop, told)
+        model = self.transfer.model(server, self.label)
         try:
             salt = self.salted(self.label)
-            return await server.complete(model, cells, draw, asked, salt, self.tokenizer)
+            return await server.complete(model, jobs, draw, asked, salt, self.tokenizer)
         except ServerDown as error:
-            lose(server, error)
+            mark_down(server, error)
         except ServerRefusal as error:
             if error.status != 404:
                 raise
             # a server that was started anew knows no adapters
             what = f"it does not serve `{model}` any more."
-            lose(server, ServerDown(what, where=error.where, fix=error.fix))
+            mark_down(server, ServerDown(what, where=error.where, fix=error.fix))
         return {}
 
-    async def _still_ours(
-        self, requests: Sequence[tuple[Server, list[Cell]]], found: Mapping[int, Completion]
+    async def _without_foreign(
+        self, requests: Sequence[tuple[Server, list[PromptJob]]], found: Mapping[int, Completion]
     ) -> dict[int, Completion]:
         """The completions of servers that still have our weights, after they were drawn.
 
@@ -232,25 +239,25 @@ class Engine:
         silent = {
             server.url: server
             for server, _ in requests
-            if server.down is None and server.known.kind != "laurel" and self.way.named
+            if server.down is None and server.known.kind != "laurel" and self.transfer.names_version
         }
         for server in silent.values():
             try:
                 if await self._has_ours(server):
                     continue
-                lose(server, ServerDown("it was started anew.", where=server.url))
+                mark_down(server, ServerDown("it was started anew.", where=server.url))
             except ServerDown as error:
-                lose(server, error)
+                mark_down(server, error)
             for other, part in requests:
                 if other is server:
-                    rows = [row for cell in part for row in cell.rows]
+                    rows = [row for job in part for row in job.rows]
                     kept = {row: one for row, one in kept.items() if row not in rows}
         return kept
 
     async def _warn_of_others(self) -> None:
         """Tell of weights of another run on a server, before the first of ours replace them."""
         for server in self.servers:
-            found = await server.version() if self.way.named else ""
+            found = await server.version() if self.transfer.names_version else ""
             others = found not in (server.untouched, "") and not found.startswith(f"{self.run}-")
             if others:
                 say = "%s has the weights `%s`: if another run still trains on it, one will stop"
@@ -262,49 +269,49 @@ class Engine:
         LaurelError where somebody else's are there.
         """
         found = await server.version()
-        if found == server.left:
+        if found == server.pushed:
             return True
         if found in (server.untouched, ""):
             return False
-        raise foreign_weights(found, server.left, server.url)
+        raise foreign_weights(found, server.pushed, server.url)
 
-    async def _look(self) -> None:
+    async def _check_servers(self) -> None:
         """Which servers are there, and have they what this run left? Before new weights."""
-        await all_of(self._look_at(server) for server in self.servers)
+        await gather(self._check_server(server) for server in self.servers)
         if not self._live():
             raise self._none_left()
 
-    async def _look_at(self, server: Server) -> None:
+    async def _check_server(self, server: Server) -> None:
         """Look at one server; it is down after that, or not."""
         try:
             if server.down is not None:
                 await server.identify()
-                server.down, server.left = None, ""
+                server.down, server.pushed = None, ""
             # the others of a run may find the next version there already
-            known = self.leader and self.way.named and server.left
+            known = self.leader and self.transfer.names_version and server.pushed
             if known and not await self._has_ours(server):
-                server.left = ""
+                server.pushed = ""
         except ServerDown as error:
-            lose(server, error)
+            mark_down(server, error)
 
-    async def _give(self, servers: Sequence[Server], label: str) -> None:
+    async def _push(self, servers: Sequence[Server], label: str) -> None:
         """Put the weights of a label on servers; those that do not answer are down after it.
 
         One that refuses ends the run, after all others have finished what they began.
         """
 
-        async def give(server: Server) -> LaurelError | None:
+        async def push(server: Server) -> LaurelError | None:
             try:
-                await self.way.give(server, label)
-                server.left = label
+                await self.transfer.push(server, label)
+                server.pushed = label
             except ServerDown as error:
-                server.left = ""
-                lose(server, error)
+                server.pushed = ""
+                mark_down(server, error)
             except LaurelError as error:
                 return error
             return None
 
-        for refused in await all_of(give(server) for server in servers):
+        for refused in await gather(push(server) for server in servers):
             if refused is not None:
                 raise refused
         if not self._live():
@@ -316,20 +323,20 @@ class Engine:
         One that did not answer in time would only be waited for once more.
         """
         gone = [one for one in self.servers if not isinstance(one.down, ServerTimeout)]
-        await all_of(self._look_at(server) for server in gone)
+        await gather(self._check_server(server) for server in gone)
         live = self._live()
         if not live:
             return False
         if not self.leader:
-            await self._await(self.label)
+            await self._wait_for_weights(self.label)
             return True
         try:
-            await self._give(live, self.label)
+            await self._push(live, self.label)
         except ServerDown:
             return False
         return True
 
-    async def _await(self, label: str) -> None:
+    async def _wait_for_weights(self, label: str) -> None:
         """Wait until every server has the weights of a label, which another process sends.
 
         A server that has them not in time is down; LaurelError where that is true of all.
@@ -345,7 +352,7 @@ class Engine:
                 )
                 late = ServerTimeout(what, where=waiting[0].url, fix="Did the first process stop?")
                 for server in waiting:
-                    lose(server, late)
+                    mark_down(server, late)
                 if not self._live():
                     raise late
                 return
@@ -354,24 +361,24 @@ class Engine:
     async def _arrived(self, server: Server, label: str) -> bool:
         """Has a server the weights of this label? One that does not answer is down."""
         try:
-            if self.way.named:
+            if self.transfer.names_version:
                 there = await server.version() == label
             else:
                 there = label in (await server.identify()).models
         except ServerDown as error:
-            lose(server, error)
+            mark_down(server, error)
             return True
-        server.left = label if there else server.left
+        server.pushed = label if there else server.pushed
         return there
 
     def _check(self, label: str) -> None:
         """Hold what the servers now have against the trainer's weights."""
         live = self._live()
-        if self.way.named:
-            self.wire.run(all_of(self._has_ours(server) for server in live))
+        if self.transfer.names_version:
+            self.wire.run(gather(self._has_ours(server) for server in live))
         self._check_sums(live, label)
         for server in live:
-            model, first = self.way.model(server, label), server.usual is None
+            model, first = self.transfer.model(server, label), server.baseline_gap is None
             if not first and self.exact:
                 continue
             done = self.wire.run(
@@ -388,10 +395,10 @@ class Engine:
             alike = [server for server in live if server.known.kind == kind]
             if not alike or (kind != "laurel" and len(alike) < 2):
                 continue
-            asked = [server.checksums(self.way.model(server, label)) for server in alike]
-            sums = self.wire.run(all_of(asked))
+            asked = [server.checksums(self.transfer.model(server, label)) for server in alike]
+            sums = self.wire.run(gather(asked))
             found = {server.url: one for server, one in zip(alike, sums, strict=True)}
-            ours = self.way.digests(label) if kind == "laurel" else None
+            ours = self.transfer.digests(label) if kind == "laurel" else None
             check_sums(found, ours, label)
 
     def salted(self, label: str) -> str:
@@ -410,26 +417,26 @@ class Engine:
         return ServerDown(f"{first.what} {what}".strip(), where=first.where, fix=first.fix)
 
 
-def cells_of(
+def prompt_jobs(
     prompt: tuple[int, ...], place: int, each: int, draw: Draw, limits: Sequence[int]
-) -> list[Cell]:
-    """The cells of a prompt: its completions by their limits, which turns of episodes may part."""
+) -> list[PromptJob]:
+    """The jobs of a prompt: its completions by their limits, which turns of episodes may part."""
     rows = range(place * each, (place + 1) * each)
-    found: list[Cell] = []
+    found: list[PromptJob] = []
     for limit in Counter(limits[row] for row in rows):
         mine = tuple(row for row in rows if limits[row] == limit)
-        found.append(Cell(prompt, mine, tuple(draw.seeds[row] for row in mine), limit))
+        found.append(PromptJob(prompt, mine, tuple(draw.seeds[row] for row in mine), limit))
     return found
 
 
-def lose(server: Server, error: ServerDown) -> None:
+def mark_down(server: Server, error: ServerDown) -> None:
     """A server is down: its rows go to another, and the user is told once."""
     if server.down is None:
         server.down = error
         logging.getLogger(__name__).warning("a server is not asked any more: %s", error)
 
 
-async def all_of(works: Iterable[Coroutine[Any, Any, Found]]) -> list[Found]:
+async def gather(works: Iterable[Coroutine[Any, Any, Found]]) -> list[Found]:
     """What all of them return, side by side; the first error ends the others."""
     try:
         async with asyncio.TaskGroup() as group:

@@ -56,7 +56,7 @@ class _Answer(_Told):
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExpectedAnswer:
     """What a request asked for, as far as its answer is held against it.
 
     - count: completions. limit: the most tokens of each. vocabulary: ids are below it.
@@ -72,7 +72,9 @@ class Asked:
     version: str | None = None
 
 
-def read_choices(answer: Any, asked: Asked, tokenizer: Any, where: str) -> list[Completion]:
+def read_choices(
+    answer: Any, asked: ExpectedAnswer, tokenizer: Any, where: str
+) -> list[Completion]:
     """The completions of an answer, in the order in which they were asked for.
 
     LaurelError, at the server `where`, for whatever is not as it was asked for.
@@ -82,47 +84,51 @@ def read_choices(answer: Any, asked: Asked, tokenizer: Any, where: str) -> list[
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the answer"
-        raise wrong(f"{place}: {first['msg']}", where) from None
+        raise wrong_answer(f"{place}: {first['msg']}", where) from None
     order = sorted(choice.index for choice in choices)
     if order != list(range(asked.count)):
-        raise wrong(f"{asked.count} completions were asked for, and it sent {order[:9]}", where)
+        raise wrong_answer(
+            f"{asked.count} completions were asked for, and it sent {order[:9]}", where
+        )
     choices = sorted(choices, key=lambda choice: choice.index)
     done = [read_choice(choice, asked, where) for choice in choices]
     check_texts(choices, done, asked, tokenizer, where)
     return done
 
 
-def read_choice(choice: Choice, asked: Asked, where: str) -> Completion:
+def read_choice(choice: Choice, asked: ExpectedAnswer, where: str) -> Completion:
     """One completion; LaurelError for ids, log-probabilities or an end that cannot be."""
     ids, logps, which = choice.token_ids, choice.logprobs.token_logprobs, f"choice {choice.index}"
     if not ids:
-        raise wrong(f"{which} has no token", where)
+        raise wrong_answer(f"{which} has no token", where)
     if len(logps) != len(ids):
         what = f"{which} has {len(ids)} ids and {len(logps)} log-probabilities"
-        raise wrong(what, where)
+        raise wrong_answer(what, where)
     if len(ids) > asked.limit:
-        raise wrong(f"{which} has {len(ids)} tokens, where {asked.limit} are the limit", where)
+        raise wrong_answer(
+            f"{which} has {len(ids)} tokens, where {asked.limit} are the limit", where
+        )
     for place, (token, logp) in enumerate(zip(ids, logps, strict=True)):
         if not 0 <= token < asked.vocabulary:
             what = f"{which}, token {place}: there is no id {token} in a vocabulary of"
-            raise wrong(f"{what} {asked.vocabulary}: it serves another model", where)
+            raise wrong_answer(f"{what} {asked.vocabulary}: it serves another model", where)
         if logp is None or not math.isfinite(logp) or logp > ABOVE_ZERO:
-            raise wrong(f"{which}, token {place}: {logp} is no log-probability", where)
+            raise wrong_answer(f"{which}, token {place}: {logp} is no log-probability", where)
     check_spans(choice, asked, where)
     finish = finish_of(choice, asked, which, where)
     # `logp is None` ended above
     return Completion(tuple(ids), tuple(map(float, logps)), finish)  # pyright: ignore[reportArgumentType]
 
 
-def finish_of(choice: Choice, asked: Asked, which: str, where: str) -> Finish:
+def finish_of(choice: Choice, asked: ExpectedAnswer, which: str, where: str) -> Finish:
     """Why sampling ended, in our words."""
     ids, said = choice.token_ids, choice.finish_reason
     early = [place for place, token in enumerate(ids[:-1]) if token in asked.ends]
     if early:
         what = f"{which} goes on behind the end token {ids[early[0]]}"
-        raise wrong(f"{what}: it knows other end tokens than the trainer's model", where)
+        raise wrong_answer(f"{what}: it knows other end tokens than the trainer's model", where)
     if said not in ("stop", "length"):
-        raise wrong(f"{which} ended by `{said}`", where)
+        raise wrong_answer(f"{which} ended by `{said}`", where)
     if ids[-1] in asked.ends:
         return "eos"
     by_text = isinstance(choice.stop_reason, str) or choice.finish_reason_detail == "stop"
@@ -130,35 +136,35 @@ def finish_of(choice: Choice, asked: Asked, which: str, where: str) -> Finish:
         return "stop"
     if said == "stop":
         what = f"{which} ended at id {ids[-1]}, which ends nothing here"
-        raise wrong(f"{what}: it knows other end tokens than the trainer's model", where)
+        raise wrong_answer(f"{what}: it knows other end tokens than the trainer's model", where)
     if len(ids) < asked.limit:
         what = f"{which} was cut at {len(ids)} of {asked.limit} tokens"
-        raise wrong(f"{what}: has the server fewer positions (--max-model-len)?", where)
+        raise wrong_answer(f"{what}: has the server fewer positions (--max-model-len)?", where)
     return "length"
 
 
-def check_spans(choice: Choice, asked: Asked, where: str) -> None:
+def check_spans(choice: Choice, asked: ExpectedAnswer, where: str) -> None:
     """LaurelError where a completion was not drawn with one version of the weights, ours."""
     if asked.version is None:
         return
     spans = choice.weight_versions
     if spans is None:
-        raise wrong(f"choice {choice.index} does not tell the version of its weights", where)
+        raise wrong_answer(f"choice {choice.index} does not tell the version of its weights", where)
     at = 0
     for span in spans:
         if span.start != at or span.end < span.start:
-            raise wrong(f"choice {choice.index}: its spans of versions have holes", where)
+            raise wrong_answer(f"choice {choice.index}: its spans of versions have holes", where)
         if span.version != asked.version:
             raise foreign_weights(span.version, asked.version, where)
         at = span.end
     if at != len(choice.token_ids):
-        raise wrong(f"choice {choice.index}: versions are told of {at} tokens only", where)
+        raise wrong_answer(f"choice {choice.index}: versions are told of {at} tokens only", where)
 
 
 def check_texts(
     choices: Sequence[Choice],
     done: Sequence[Completion],
-    asked: Asked,
+    asked: ExpectedAnswer,
     tokenizer: Any,
     where: str,
 ) -> None:
@@ -179,10 +185,10 @@ def check_texts(
             what = (
                 f"choice {choice.index}: its ids say {text[:60]!r} here, and {choice.text[:60]!r}"
             )
-            raise wrong(f"{what} there: it has another tokenizer", where)
+            raise wrong_answer(f"{what} there: it has another tokenizer", where)
 
 
-def wrong(what: str, where: str) -> LaurelError:
+def wrong_answer(what: str, where: str) -> LaurelError:
     """The error for an answer that is not what was asked for."""
     fix = "`laurel doctor --engine URL` checks a server by itself."
     return LaurelError(f"its answer is wrong: {what}.", where=where, fix=fix)

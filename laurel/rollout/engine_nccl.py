@@ -29,18 +29,19 @@ OPTION = "engine_weights=nccl"
 
 
 @dataclass
-class NcclWay:
+class NcclTransfer:
     """Full weights, broadcast from this process's GPU to those of each server."""
 
     policy: Policy
     library: Any
     backend: Any
-    named: bool = True
+    means: str = "NCCL"
+    names_version: bool = True
     senders: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
-    def of(cls, policy: Policy, has_adapters: bool) -> NcclWay:
-        """The way, where it can be; else a UsageError with what is missing."""
+    def of(cls, policy: Policy, has_adapters: bool) -> NcclTransfer:
+        """The transfer, where it can be; else a UsageError with what is missing."""
         if has_adapters:
             fix = "Leave engine_weights out: they go as a folder of adapters."
             raise UsageError("adapters do not go over NCCL.", where=OPTION, fix=fix)
@@ -76,7 +77,7 @@ class NcclWay:
         """The server's own name for its model."""
         return server.known.models[0]
 
-    async def give(self, server: Server, label: str) -> None:
+    async def push(self, server: Server, label: str) -> None:
         """Pause, broadcast, name the version, go on."""
         try:
             await server.call("/pause?mode=keep", {})

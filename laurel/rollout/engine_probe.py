@@ -12,8 +12,8 @@ from laurel.core.errors import LaurelError, UsageError
 from laurel.core.sample import Completion, Draw, Group, Key, Sample
 from laurel.fast.logprob import WORST
 from laurel.model.policy import Policy
-from laurel.rollout.engine_answer import Asked
-from laurel.rollout.engine_server import Cell, Server
+from laurel.rollout.engine_answer import ExpectedAnswer
+from laurel.rollout.engine_server import PromptJob, Server
 from laurel.rollout.pack import pack
 
 COUNT, TOKENS = 8, 8
@@ -28,37 +28,39 @@ GROWN = 4.0
 """How much larger than at the start the mean distance may be after a sync."""
 
 
-def probe_cell(policy: Policy) -> Cell:
+def probe_job(policy: Policy) -> PromptJob:
     """The fixed prompt, with seeds: eight tokens from all over the vocabulary."""
     prompt: tuple[int, ...] = tuple(map(int, policy.probe()[0]))
     room = TOKENS if policy.positions is None else policy.positions - len(prompt)
     rows = tuple(range(COUNT))
-    return Cell(prompt, rows, rows, max(1, min(TOKENS, room)))
+    return PromptJob(prompt, rows, rows, max(1, min(TOKENS, room)))
 
 
-def asked_of(policy: Policy, cells: Sequence[Cell], stop: tuple[str, ...], version: Any) -> Asked:
-    """What the answer to a request for these cells is held against."""
+def expected_answer(
+    policy: Policy, jobs: Sequence[PromptJob], stop: tuple[str, ...], version: Any
+) -> ExpectedAnswer:
+    """What the answer to a request for these jobs is held against."""
     model: Any = policy.model
     vocabulary: int = model.get_input_embeddings().weight.shape[0]
-    count = sum(len(cell.rows) for cell in cells)
-    return Asked(count, cells[0].limit, vocabulary, policy.eos_ids, stop, version)
+    count = sum(len(job.rows) for job in jobs)
+    return ExpectedAnswer(count, jobs[0].limit, vocabulary, policy.eos_ids, stop, version)
 
 
 async def probe(
     server: Server, policy: Policy, model: str, salt: str, temperature: float
 ) -> list[Completion]:
     """What a server answers to the fixed prompt."""
-    cell = probe_cell(policy)
-    draw = Draw("probe", 0, 0, COUNT, cell.limit, temperature)
-    asked = asked_of(policy, [cell], (), None)
-    found = await server.complete(model, [cell], draw, asked, salt, policy.tokenizer)
-    return [found[row] for row in cell.rows]
+    job = probe_job(policy)
+    draw = Draw("probe", 0, 0, COUNT, job.limit, temperature)
+    asked = expected_answer(policy, [job], (), None)
+    found = await server.complete(model, [job], draw, asked, salt, policy.tokenizer)
+    return [found[row] for row in job.rows]
 
 
 @torch.no_grad()
 def distances(policy: Policy, done: Sequence[Completion], temperature: float) -> Tensor:
     """|log pi of the server - log pi of the trainer| of each token of a probe, at a temperature."""
-    prompt, key = probe_cell(policy).prompt, Key("probe", "probe", "probe", 0, 0)
+    prompt, key = probe_job(policy).prompt, Key("probe", "probe", "probe", 0, 0)
     samples = tuple(
         Sample(
             key,
@@ -103,13 +105,13 @@ def check_first(server: Server, policy: Policy, done: Sequence[Completion]) -> N
             " must serve the model that they are trained on."
         )
         raise UsageError(what, where=server.url, fix=fix)
-    server.usual = cold
+    server.baseline_gap = cold
 
 
 def check_again(server: Server, policy: Policy, done: Sequence[Completion], label: str) -> None:
     """Hold a probe after a sync, at temperature 1, against the trainer and the first one."""
     gap = float(distances(policy, done, 1.0).mean())
-    limit = max(NEAR, WORST * policy.slack, GROWN * (server.usual or 0.0))
+    limit = max(NEAR, WORST * policy.slack, GROWN * (server.baseline_gap or 0.0))
     if not gap < limit:
         what = (
             f"after the weights `{label}` were put on it, its log-probabilities are {gap:.2g} nats"

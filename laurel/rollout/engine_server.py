@@ -11,7 +11,7 @@ from typing import Any, cast
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.http import ROOM, ServerDown, ServerRefusal, ServerTimeout, Wire
 from laurel.core.sample import Completion, Draw
-from laurel.rollout.engine_answer import Asked, read_choices, wrong
+from laurel.rollout.engine_answer import ExpectedAnswer, read_choices, wrong_answer
 
 QUICK = 20.0
 """Seconds for a question that costs a server nothing."""
@@ -70,7 +70,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PromptJob:
     """Completions of one prompt with one limit: their places among all, and their seeds."""
 
     prompt: tuple[int, ...]
@@ -93,8 +93,8 @@ class Server:
     timeout: float
     about: About | None = None
     down: ServerDown | None = None
-    left: str = ""
-    usual: float | None = None
+    pushed: str = ""
+    baseline_gap: float | None = None
     turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     @property
@@ -111,9 +111,9 @@ class Server:
     @property
     def precision(self) -> str:
         """What it computes in: as it says, or as its distance from a trainer in float32 tells."""
-        if self.known.precision or self.usual is None:
+        if self.known.precision or self.baseline_gap is None:
             return self.known.precision
-        return "float32" if self.usual < FINE else ""
+        return "float32" if self.baseline_gap < FINE else ""
 
     async def call(
         self,
@@ -137,7 +137,7 @@ class Server:
         listed = fields_of(await self.call("/v1/models", seconds=QUICK), f"{self.url}/v1/models")
         entries = [fields_of(one, f"{self.url}/v1/models") for one in listed.get("data") or ()]
         if not entries:
-            raise wrong("it serves no model", f"{self.url}/v1/models")
+            raise wrong_answer("it serves no model", f"{self.url}/v1/models")
         positions = entries[0].get("max_model_len")
         self.about = About(
             kind,
@@ -152,13 +152,13 @@ class Server:
     async def version(self) -> str:
         """The version of its weights, as whoever put them there named it."""
         where = f"{self.url}/weight_info"
-        found = await developer(self.call("/weight_info", seconds=QUICK), self.url)
+        found = await developer_call(self.call("/weight_info", seconds=QUICK), self.url)
         return str(fields_of(found, where).get("weight_version", ""))
 
     async def set_version(self, name: str) -> None:
         """Name the version of its weights."""
         body = {"new_version": name}
-        await developer(self.call("/update_weight_version", body, seconds=QUICK), self.url)
+        await developer_call(self.call("/update_weight_version", body, seconds=QUICK), self.url)
 
     async def checksums(self, model: str) -> dict[str, str]:
         """A digest of each of its tensors, by the name that the tensor has there.
@@ -167,40 +167,46 @@ class Server:
         """
         where = f"{self.url}/weight_checker"
         body = {"action": "checksum", **({"model": model} if self.known.kind == "laurel" else {})}
-        found = await developer(self.call("/weight_checker", body), self.url)
+        found = await developer_call(self.call("/weight_checker", body), self.url)
         sums: Any = fields_of(found, where).get("checksums")
         if not isinstance(sums, dict) or not sums:
-            raise wrong("it sent no checksums", where)
+            raise wrong_answer("it sent no checksums", where)
         named = cast("dict[Any, Any]", sums)
         return {str(name): str(digest) for name, digest in named.items()}
 
     async def complete(
-        self, model: str, cells: Sequence[Cell], draw: Draw, asked: Asked, salt: str, tokenizer: Any
+        self,
+        model: str,
+        jobs: Sequence[PromptJob],
+        draw: Draw,
+        asked: ExpectedAnswer,
+        salt: str,
+        tokenizer: Any,
     ) -> dict[int, Completion]:
-        """The completions of these cells, by their places; of vLLM it is one cell.
+        """The completions of these jobs, by their places; of vLLM it is one job.
 
         salt: what parts a cache of prompts from that of other weights.
         """
-        body = self._request(model, cells, draw, asked, salt)
-        tokens = asked.count * (asked.limit + max(len(cell.prompt) for cell in cells))
+        body = self._request(model, jobs, draw, asked, salt)
+        tokens = asked.count * (asked.limit + max(len(job.prompt) for job in jobs))
         async with self.turn:
             if self.down is not None:
                 raise self.down
             try:
                 found = await self.call("/v1/completions", body, room=ROOM + TOKEN_BYTES * tokens)
             except ServerTimeout as error:
-                raise await self.why_silent(error) from None
+                raise await self.timeout_reason(error) from None
         done = read_choices(found, asked, tokenizer, f"{self.url}/v1/completions")
-        rows = [row for cell in cells for row in cell.rows]
+        rows = [row for job in jobs for row in job.rows]
         return dict(zip(rows, done, strict=True))
 
     def _request(
-        self, model: str, cells: Sequence[Cell], draw: Draw, asked: Asked, salt: str
+        self, model: str, jobs: Sequence[PromptJob], draw: Draw, asked: ExpectedAnswer, salt: str
     ) -> dict[str, Any]:
         """The body of a request, in the dialect of this server."""
         body: dict[str, Any] = {
             "model": model,
-            "n": len(cells[0].rows),
+            "n": len(jobs[0].rows),
             "max_tokens": asked.limit,
             "temperature": draw.temperature,
             "top_p": draw.top_p,
@@ -210,18 +216,18 @@ class Server:
             "return_token_ids": True,
         }
         if self.known.kind == "laurel":
-            seeds = [seed for cell in cells for seed in cell.seeds]
-            return {**body, "prompt": [list(cell.prompt) for cell in cells], "seeds": seeds}
-        (cell,) = cells
+            seeds = [seed for job in jobs for seed in job.seeds]
+            return {**body, "prompt": [list(job.prompt) for job in jobs], "seeds": seeds}
+        (job,) = jobs
         return {
             **body,
-            "prompt": list(cell.prompt),
-            "seed": cell.seeds[0] % SIGNED,
+            "prompt": list(job.prompt),
+            "seed": job.seeds[0] % SIGNED,
             "stop_token_ids": sorted(asked.ends),
             "cache_salt": salt,
         }
 
-    async def why_silent(self, error: ServerTimeout) -> ServerTimeout:
+    async def timeout_reason(self, error: ServerTimeout) -> ServerTimeout:
         """The same error, with the reason where the server says that it is paused."""
         try:
             found = fields_of(await self.call("/is_paused", seconds=2.0), self.url)
@@ -232,23 +238,23 @@ class Server:
         fix = f"Somebody paused it: curl -X POST {self.url}/resume goes on."
         return ServerTimeout(error.what, where=error.where, fix=fix)
 
-    def parts(self, cells: Sequence[Cell]) -> list[list[Cell]]:
-        """The requests for these cells: laurel's server takes many prompts at once."""
+    def split_requests(self, jobs: Sequence[PromptJob]) -> list[list[PromptJob]]:
+        """The requests for these jobs: laurel's server takes many prompts at once."""
         if self.known.kind != "laurel":
-            return [[cell] for cell in cells]
-        requests: list[list[Cell]] = []
+            return [[job] for job in jobs]
+        requests: list[list[PromptJob]] = []
         tokens = 0
-        alike = sorted(cells, key=lambda cell: (cell.limit, len(cell.rows)))
-        for cell in alike:
+        alike = sorted(jobs, key=lambda job: (job.limit, len(job.rows)))
+        for job in alike:
             last = requests[-1] if requests else []
-            same = bool(last) and (last[0].limit, len(last[0].rows)) == (cell.limit, len(cell.rows))
-            tokens += len(cell.prompt)
-            few = (len(last) + 1) * len(cell.rows) <= TOGETHER and tokens <= PROMPT_TOKENS
+            same = bool(last) and (last[0].limit, len(last[0].rows)) == (job.limit, len(job.rows))
+            tokens += len(job.prompt)
+            few = (len(last) + 1) * len(job.rows) <= TOGETHER and tokens <= PROMPT_TOKENS
             if same and few:
-                last.append(cell)
+                last.append(job)
             else:
-                requests.append([cell])
-                tokens = len(cell.prompt)
+                requests.append([job])
+                tokens = len(job.prompt)
         return requests
 
 
@@ -270,7 +276,7 @@ def check_version(kind: str, version: str, url: str) -> None:
         raise UsageError(what, where=url, fix=fix)
 
 
-async def developer(call: Any, url: str) -> Any:
+async def developer_call(call: Any, url: str) -> Any:
     """What a call answers that vLLM knows in its developer mode only."""
     try:
         return await call
@@ -284,5 +290,5 @@ async def developer(call: Any, url: str) -> Any:
 def fields_of(found: Any, where: str) -> dict[str, Any]:
     """The fields of a JSON object; LaurelError for anything else."""
     if not isinstance(found, dict):
-        raise wrong(f"no object with fields, but {str(found)[:60]}", where)
+        raise wrong_answer(f"no object with fields, but {str(found)[:60]}", where)
     return cast("dict[str, Any]", found)

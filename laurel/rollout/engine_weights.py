@@ -1,8 +1,8 @@
 """Ways in which new weights come to a server: a folder that it reads, or a folder of adapters.
 
-A way writes once, before any server is touched, and then gives what it wrote to each server. What
-breaks in the middle is finished or undone: a server that was paused goes on, with the weights of
-before, and the error names server and folder.
+A transfer writes once, before any server is touched, and then pushes what it wrote to each server.
+What breaks in the middle is finished or undone: a server that was paused goes on, with the weights
+of before, and the error names server and folder.
 """
 
 from __future__ import annotations
@@ -33,26 +33,28 @@ HEAD_FILE = "model-head.safetensors"
 BACK = "The weights of before are back on it."
 
 
-class Way(Protocol):
+class WeightTransfer(Protocol):
     """How weights come to servers, under a label that is the run's and the version's own.
 
-    - write(label): into the run's folder, where the way needs that.
-    - give(server, label): the server has them when it returns; else it raises.
+    - means: how, in a line for the user. names_version: does the label become the version of the
+      server's weights? exact: are they the trainer's own, and not merged ones?
+    - write(label): into the run's folder, where that is needed. push(server, label): the server has
+      them when it returns; else it raises.
     - model(server, label): the name that requests then ask for. digests(label): what the weights
-      there should be, tensor by tensor. named: does the label become the version of the server's
-      weights? exact: are they the trainer's own, and not merged ones?
+      there should be, tensor by tensor.
     - clear(servers, kept): what belongs to other labels is removed, here and there. end(): nothing
-      will be given any more, and no server is asked for anything.
+      will be pushed any more, and no server is asked for anything.
     """
 
-    named: bool
+    means: str
+    names_version: bool
 
     @property
     def exact(self) -> bool: ...
 
     def write(self, label: str) -> None: ...
 
-    async def give(self, server: Server, label: str) -> None: ...
+    async def push(self, server: Server, label: str) -> None: ...
 
     def model(self, server: Server, label: str) -> str: ...
 
@@ -64,7 +66,7 @@ class Way(Protocol):
 
 
 @dataclass
-class FolderWay:
+class FolderTransfer:
     """Full weights as a folder of safetensors that the server reads: `reload_weights`.
 
     with_head: the output head has a tensor of its own there, even where it is the embedding's.
@@ -73,7 +75,8 @@ class FolderWay:
     policy: Policy
     place: Path
     with_head: bool = False
-    named: bool = True
+    means: str = "a folder"
+    names_version: bool = True
 
     @property
     def exact(self) -> bool:
@@ -102,7 +105,7 @@ class FolderWay:
         """The server's own name for its model."""
         return server.known.models[0]
 
-    async def give(self, server: Server, label: str) -> None:
+    async def push(self, server: Server, label: str) -> None:
         """Pause, read, name the version, go on; whatever happens, the server goes on."""
         try:
             await server.call("/pause?mode=keep", {})
@@ -112,7 +115,7 @@ class FolderWay:
 
     async def reload(self, server: Server, label: str) -> None:
         """Read a folder; where that fails, that of before."""
-        before = server.left
+        before = server.pushed
         if server.known.kind != "laurel":
             await server.set_version(label + LOADING)
         try:
@@ -166,7 +169,7 @@ class FolderWay:
 
 
 @dataclass
-class AdapterWay:
+class AdapterTransfer:
     """Adapters as a PEFT folder, which the server serves under a name of their own.
 
     Nothing is paused: what was asked for under the name of before is answered with it.
@@ -174,7 +177,8 @@ class AdapterWay:
 
     policy: Policy
     place: Path
-    named: bool = False
+    means: str = "a folder of adapters"
+    names_version: bool = False
     served: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     @property
@@ -198,7 +202,7 @@ class AdapterWay:
         """The adapters' name."""
         return label
 
-    async def give(self, server: Server, label: str) -> None:
+    async def push(self, server: Server, label: str) -> None:
         """Load them under their name; what an earlier process of the run left is unloaded first."""
         folder = self.folder(label)
         body = {"lora_name": label, "lora_path": str(folder)}
@@ -300,25 +304,25 @@ def remove_folders(place: Path, kept: Collection[str]) -> None:
             shutil.rmtree(one, ignore_errors=True)
 
 
-def choose_way(policy: Policy, place: Path, asked: str, *, with_head: bool) -> Way:
-    """The way that an option means: adapters go as adapters, where they can be saved as such.
+def choose_transfer(policy: Policy, place: Path, asked: str, *, with_head: bool) -> WeightTransfer:
+    """The transfer that an option means: adapters go as adapters, where they can be saved as such.
 
-    with_head: of a `FolderWay`.
+    with_head: of a `FolderTransfer`.
     """
     has_adapters = policy.causal is not policy.model
     why = why_no_adapter(policy.model, policy.origin) if has_adapters else "there are none"
     if asked == "nccl":
-        from laurel.rollout.engine_nccl import NcclWay
+        from laurel.rollout.engine_nccl import NcclTransfer
 
-        return NcclWay.of(policy, has_adapters)
+        return NcclTransfer.of(policy, has_adapters)
     if asked == "lora" and why:
         what = f"weights cannot go to the server as adapters: {why}."
         raise LaurelError(what, where="engine_weights=lora", fix="Set use_peft, or leave it out.")
     if asked == "folder" or why:
-        return FolderWay(policy, place, with_head)
-    return AdapterWay(policy, place)
+        return FolderTransfer(policy, place, with_head)
+    return AdapterTransfer(policy, place)
 
 
-def labelled(run: str, version: int) -> str:
+def version_label(run: str, version: int) -> str:
     """The label of a version of a run's weights."""
     return f"{run}-{version}"

@@ -17,8 +17,8 @@ from laurel.core.protocols import Generator
 from laurel.core.sample import Completion, Draw, Group, Key, Message, Sample
 from laurel.data.source import Row
 from laurel.fast.decode import (
-    Calls,
     CompactDecoder,
+    PromptBatch,
     SamplingOptions,
     compact_because,
     compact_of,
@@ -138,8 +138,8 @@ class Sampler:
             )
         if model is not None:
             options = SamplingOptions(draw.temperature, draw.top_k, draw.top_p, tuple(draw.stop))
-            calls = Calls(prompts, each, draw.seeds, limits, options)
-            return sample_compact(model, calls, rows_at_once)
+            prompt_batch = PromptBatch(prompts, each, draw.seeds, limits, options)
+            return sample_compact(model, prompt_batch, rows_at_once)
         how = (draw.temperature, draw.top_k, draw.top_p, draw.stop)
         return sample_general(policy, prompts, each, draw.seeds, limits, *how, rows_at_once)
 

@@ -18,21 +18,35 @@ from starlette.routing import Route
 
 from laurel import __version__
 from laurel.model.policy import Policy
-from laurel.serve import control
-from laurel.serve.answers import Answer, TextStream
-from laurel.serve.asked import (
-    Asked,
-    asked_chat,
-    asked_completions,
-    check_vocabulary,
-    encoded,
-    prompt_notes,
+from laurel.serve import admin
+from laurel.serve.admin import Server, server_of
+from laurel.serve.engine import (
+    Done,
+    Drawn,
+    Event,
+    Failure,
+    GenerationRequest,
+    Limits,
+    Refused,
+    Served,
 )
-from laurel.serve.control import Server, server_of
-from laurel.serve.engine import Done, Drawn, Event, Failure, Generation, Limits, Refused, Served
-from laurel.serve.guard import Guard, error_object, read_body, tell, tell_status
-from laurel.serve.score import rows_to_score, score_pairs
-from laurel.serve.wire import (
+from laurel.serve.middleware import (
+    Guard,
+    error_object,
+    exception_response,
+    http_error_response,
+    read_body,
+)
+from laurel.serve.prepare import (
+    PreparedRequest,
+    check_vocabulary,
+    encode_ids,
+    prepare_chat,
+    prepare_completions,
+    score_prompt,
+)
+from laurel.serve.responses import ResponseBuilder, TextStream
+from laurel.serve.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -40,6 +54,7 @@ from laurel.serve.wire import (
     ScoreRequest,
     TokenizeRequest,
 )
+from laurel.serve.score import rows_to_score, score_pairs
 
 Result = TypeVar("Result")
 Body = TypeVar("Body", bound=SamplingRequest)
@@ -68,7 +83,11 @@ def make_app(
     app = Starlette(
         routes=routes,
         middleware=[Middleware(Guard, key=key, hosts=hosts, most=most)],
-        exception_handlers={Exception: tell, Refused: tell, HTTPException: tell_status},
+        exception_handlers={
+            Exception: exception_response,
+            Refused: exception_response,
+            HTTPException: http_error_response,
+        },
         lifespan=lifespan,
     )
     app.state.server = server
@@ -99,7 +118,7 @@ async def metrics(request: Request) -> Response:
     engine = server_of(request).engine
     waiting = sum(one.count for one in list(engine.waiting))
     running = sum(one.left for one in list(engine.running))
-    text = engine.statistics.text(waiting, running)
+    text = engine.metrics.text(waiting, running)
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
@@ -123,28 +142,28 @@ async def models(request: Request) -> Response:
 
 async def completions(request: Request) -> Response:
     """`/v1/completions`."""
-    return await answer_to(request, CompletionRequest, asked_completions)
+    return await generate(request, CompletionRequest, prepare_completions)
 
 
 async def chat_completions(request: Request) -> Response:
     """`/v1/chat/completions`."""
-    return await answer_to(request, ChatRequest, asked_chat)
+    return await generate(request, ChatRequest, prepare_chat)
 
 
-async def answer_to(
-    request: Request, kind: type[Body], prepare: Callable[[Body, Policy, Limits], Asked]
+async def generate(
+    request: Request, kind: type[Body], prepare: Callable[[Body, Policy, Limits], PreparedRequest]
 ) -> Response:
     """The answer to a body of this kind, which `prepare` makes ready to be sampled."""
     body, server = await read_body(request, kind), server_of(request)
     served = server.served(body.model)
     asked = prepare(body, served.policy, server.engine.limits)
     name = body.model or server.base
-    answer = Answer(asked, served.policy.tokenizer, name, chat=kind is ChatRequest)
+    answer = ResponseBuilder(asked, served.policy.tokenizer, name, chat=kind is ChatRequest)
     return await respond(request, served, answer)
 
 
 @dataclass(eq=False)
-class Mailbox:
+class EventQueue:
     """The events of a request, on their way from the sampling thread to the loop."""
 
     loop: asyncio.AbstractEventLoop
@@ -165,53 +184,57 @@ class Mailbox:
         return events
 
 
-async def respond(request: Request, served: Served, answer: Answer) -> Response:
+async def respond(request: Request, served: Served, answer: ResponseBuilder) -> Response:
     """Sample what is asked for, and answer whole or as a stream."""
     server, asked = server_of(request), answer.asked
-    noted = await notes_of_prompts(server, served.policy, asked)
+    prompt_logps = await logprobs_of_prompts(server, served.policy, asked)
     if not asked.jobs:
-        return JSONResponse(answer.whole([], noted))
-    mailbox = Mailbox(asyncio.get_running_loop())
+        return JSONResponse(answer.whole([], prompt_logps))
+    events = EventQueue(asyncio.get_running_loop())
     limits = server.engine.limits
-    deadline = mailbox.loop.time() + limits.seconds
-    generation = Generation(served, asked.jobs, bool(asked.body.stream), mailbox.put, deadline)
+    deadline = events.loop.time() + limits.seconds
+    generation = GenerationRequest(
+        served, asked.jobs, bool(asked.body.stream), events.put, deadline
+    )
     server.engine.submit(generation)
     if asked.body.stream:
-        events = stream_of(server, generation, mailbox, answer)
-        return StreamingResponse(events, media_type="text/event-stream")
+        chunks = stream_of(server, generation, events, answer)
+        return StreamingResponse(chunks, media_type="text/event-stream")
     try:
-        done = await unless_gone(request, all_choices(mailbox, asked.count))
+        done = await until_disconnected(request, all_choices(events, asked.count))
     except BaseException:
         server.engine.cancel(generation)
         raise
     if done is None:
         server.engine.cancel(generation)
         return Response(status_code=499)
-    return JSONResponse(answer.whole(done, noted))
+    return JSONResponse(answer.whole(done, prompt_logps))
 
 
-async def notes_of_prompts(server: Server, policy: Policy, asked: Asked) -> list[Any] | None:
+async def logprobs_of_prompts(
+    server: Server, policy: Policy, asked: PreparedRequest
+) -> list[Any] | None:
     """Log-probabilities of the prompts' tokens, where they are asked for."""
     body = asked.body
     if body.prompt_logprobs is None and not (body.echo and asked.logprobs is not None):
         return None
     top = max(body.prompt_logprobs or 0, asked.logprobs or 0)
     return await server.between_tokens(
-        lambda: [prompt_notes(policy, ids, top) for ids in asked.prompts]
+        lambda: [score_prompt(policy, ids, top) for ids in asked.prompts]
     )
 
 
-async def all_choices(mailbox: Mailbox, count: int) -> list[Done]:
+async def all_choices(events: EventQueue, count: int) -> list[Done]:
     """Every choice of a request, in order."""
     found: dict[int, Done] = {}
     while len(found) < count:
-        for event in await mailbox.next():
+        for event in await events.next():
             if isinstance(event, Done):
                 found[event.choice] = event
     return [found[index] for index in range(count)]
 
 
-async def unless_gone(request: Request, work: Awaitable[Result]) -> Result | None:
+async def until_disconnected(request: Request, work: Awaitable[Result]) -> Result | None:
     """What is awaited; None as soon as the client has gone away."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(disconnected(request))
@@ -230,7 +253,7 @@ async def disconnected(request: Request) -> None:
 
 
 async def stream_of(
-    server: Server, generation: Generation, mailbox: Mailbox, answer: Answer
+    server: Server, generation: GenerationRequest, events: EventQueue, answer: ResponseBuilder
 ) -> AsyncIterator[bytes]:
     """The chunks of a stream. However it ends, nothing is sampled for it any more."""
     asked, drawn = answer.asked, 0
@@ -245,7 +268,7 @@ async def stream_of(
                 yield event_line(answer.opening(index))
         left = asked.count
         while left:
-            for event in await mailbox.next():
+            for event in await events.next():
                 if isinstance(event, Drawn):
                     text = texts[event.choice].add(event.ids)
                     yield event_line(answer.piece(event, text))
@@ -266,7 +289,7 @@ async def stream_of(
                 server.engine.cancel(generation)
 
 
-def last_of(answer: Answer, done: Done, stream: TextStream) -> dict[str, Any]:
+def last_of(answer: ResponseBuilder, done: Done, stream: TextStream) -> dict[str, Any]:
     """The last chunk of a choice, with the rest of its text and its tokens."""
     text, _ = answer.text_of(done.completion)
     sent = len(stream.ids)
@@ -302,9 +325,9 @@ async def tokenize(request: Request) -> Response:
         raise Refused("give `prompt` or `messages`.")
     if body.messages is not None:
         chat = ChatRequest(messages=body.messages)
-        ids: Sequence[int] = asked_chat(chat, policy, server.engine.limits).prompts[0]
+        ids: Sequence[int] = prepare_chat(chat, policy, server.engine.limits).prompts[0]
     else:
-        ids = encoded(policy, body.prompt or "")
+        ids = encode_ids(policy, body.prompt or "")
     most = server.engine.limits.length
     return JSONResponse({"tokens": list(ids), "count": len(ids), "max_model_len": most})
 
@@ -323,8 +346,8 @@ QUESTIONS = {
     "/version": version,
     "/metrics": metrics,
     "/v1/models": models,
-    "/is_paused": control.is_paused,
-    "/weight_info": control.weight_info,
+    "/is_paused": admin.is_paused,
+    "/weight_info": admin.weight_info,
 }
 """GET: path -> who answers."""
 REQUESTS = {
@@ -334,12 +357,12 @@ REQUESTS = {
     "/score": score,
     "/tokenize": tokenize,
     "/detokenize": detokenize,
-    "/pause": control.pause,
-    "/resume": control.resume,
-    "/update_weight_version": control.update_weight_version,
-    "/weight_checker": control.weight_checker,
-    "/collective_rpc": control.collective_rpc,
-    "/v1/load_lora_adapter": control.load_adapter,
-    "/v1/unload_lora_adapter": control.unload_adapter,
+    "/pause": admin.pause,
+    "/resume": admin.resume,
+    "/update_weight_version": admin.update_weight_version,
+    "/weight_checker": admin.weight_checker,
+    "/collective_rpc": admin.collective_rpc,
+    "/v1/load_lora_adapter": admin.load_adapter,
+    "/v1/unload_lora_adapter": admin.unload_adapter,
 }
 """POST: path -> who answers."""

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from laurel.core.errors import LaurelError
 from laurel.core.sample import Completion
-from laurel.fast.decode import Flight, Job, TokenNote
+from laurel.fast.decode import ContinuousBatch, Job, TokenLogprobs
 from laurel.model.policy import Policy
-from laurel.serve.flights import SlotSampler, sampler_of
-from laurel.serve.statistics import Statistics
+from laurel.serve.metrics import ServerMetrics
+from laurel.serve.samplers import SlotSampler, make_sampler
 
 Result = TypeVar("Result")
 
@@ -57,7 +57,7 @@ class Drawn(NamedTuple):
     choice: int
     ids: list[int]
     logps: list[float]
-    notes: list[TokenNote]
+    notes: list[TokenLogprobs]
 
 
 class Done(NamedTuple):
@@ -65,7 +65,7 @@ class Done(NamedTuple):
 
     choice: int
     completion: Completion
-    notes: list[TokenNote]
+    notes: list[TokenLogprobs]
     spans: list[Span]
 
 
@@ -91,7 +91,7 @@ class Served:
     @property
     def compact(self) -> bool:
         """Is it sampled by the trainer's own decoder, with the same bits whoever is beside it?"""
-        return isinstance(self.sampler, Flight)
+        return isinstance(self.sampler, ContinuousBatch)
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Choice:
 
 
 @dataclass(eq=False)
-class Generation:
+class GenerationRequest:
     """A request for completions: one job a prompt, choices numbered through all of them.
 
     deliver: called in the sampling thread with the events of one token; it must not wait.
@@ -156,14 +156,14 @@ class Engine:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.statistics = Statistics()
+        self.metrics = ServerMetrics()
         self.served: dict[str, Served] = {}
-        self.waiting: deque[Generation] = deque()
-        self.running: list[Generation] = []
+        self.waiting: deque[GenerationRequest] = deque()
+        self.running: list[GenerationRequest] = []
         self.paused = False
         self.draining = False
         self.commands: deque[Callable[[], None]] = deque()
-        self.wake = threading.Condition()
+        self.condition = threading.Condition()
         self.thread = threading.Thread(target=self.run, name="laurel-engine", daemon=True)
         self.ending = False
 
@@ -171,21 +171,21 @@ class Engine:
 
     def add(self, name: str, policy: Policy, version: str, folder: str) -> Served:
         """Serve a policy under a name."""
-        made = Served(name, policy, self.sampler_of(policy), version, folder)
+        made = Served(name, policy, self.make_sampler(policy), version, folder)
         self.served = {**self.served, name: made}
         return made
 
-    def sampler_of(self, policy: Policy) -> SlotSampler:
+    def make_sampler(self, policy: Policy) -> SlotSampler:
         """What samples a policy, with all of its places free."""
-        return sampler_of(policy, self.limits.places, self.limits.length)
+        return make_sampler(policy, self.limits.places, self.limits.length)
 
     def start(self) -> None:
         """Begin to sample."""
         self.thread.start()
 
-    def submit(self, generation: Generation) -> None:
+    def submit(self, generation: GenerationRequest) -> None:
         """Take a request on; Refused where too many wait, or the server is about to end."""
-        with self.wake:
+        with self.condition:
             if self.ending or self.draining:
                 raise Refused("the server is shutting down.", status=503, kind="server_error")
             queued = sum(one.count for one in self.waiting)
@@ -197,13 +197,13 @@ class Engine:
                     kind="rate_limit_error",
                 )
             self.waiting.append(generation)
-            self.wake.notify()
+            self.condition.notify()
 
-    def cancel(self, generation: Generation) -> None:
+    def cancel(self, generation: GenerationRequest) -> None:
         """Nobody wants the answer any more."""
-        self.order(lambda: self.forget(generation))
+        self.call_between_tokens(lambda: self.remove(generation))
 
-    def order(self, work: Callable[[], Result]) -> Future[Result]:
+    def call_between_tokens(self, work: Callable[[], Result]) -> Future[Result]:
         """Have something done between two tokens, by the thread that samples."""
         future = Future[Any]()
 
@@ -215,25 +215,25 @@ class Engine:
             except BaseException as error:
                 future.set_exception(error)
 
-        with self.wake:
+        with self.condition:
             if self.ending:
                 raise Refused("the server is shutting down.", status=503, kind="server_error")
             self.commands.append(do)
-            self.wake.notify()
+            self.condition.notify()
         return future
 
     def drain(self, seconds: float) -> None:
         """Take nothing on any more, wait until all requests have ended, and stop the thread."""
-        with self.wake:
+        with self.condition:
             self.draining = True
             self.paused = False
-            self.wake.notify()
+            self.condition.notify()
         until = time.monotonic() + seconds
         while self.busy and time.monotonic() < until and self.thread.is_alive():
             time.sleep(0.01)
-        with self.wake:
+        with self.condition:
             self.ending = True
-            self.wake.notify()
+            self.condition.notify()
         if self.thread.is_alive():
             self.thread.join(timeout=10)
 
@@ -247,44 +247,44 @@ class Engine:
     def run(self) -> None:
         """Until the end: what was ordered, who waits, one token of everybody."""
         while not self.ending:
-            with self.wake:
+            with self.condition:
                 if not (self.commands or (self.busy and not self.paused)):
                     # a request that waits in a pause may run out of its time
-                    self.wake.wait(timeout=0.2 if self.busy else 5.0)
+                    self.condition.wait(timeout=0.2 if self.busy else 5.0)
             while self.commands:
                 self.commands.popleft()()
-            self.give_up_late()
+            self.expire_requests()
             try:
-                self.turn()
+                self.step()
             except Exception as error:
                 logging.getLogger(__name__).exception("sampling failed")
                 self.fail_all(f"sampling failed: {type(error).__name__}.")
                 # what it left half done is nobody's: all places are free again
                 for served in self.served.values():
-                    served.sampler = self.sampler_of(served.policy)
+                    served.sampler = self.make_sampler(served.policy)
         self.fail_all("the server was shut down.")
 
-    def turn(self) -> None:
+    def step(self) -> None:
         """One token more of every completion in flight, after those that wait have joined."""
         if self.paused:
             return
-        self.join()
+        self.admit_waiting()
         for served in {id(one.model): one.model for one in self.running}.values():
             served.sampler.advance()
-            self.statistics.steps += 1
-            self.hand_out(served)
+            self.metrics.steps += 1
+            self.deliver_events(served)
 
-    def join(self) -> None:
+    def admit_waiting(self) -> None:
         """Requests enter in the order they came, each whole, as far as there are places.
 
         One that is larger than all places enters job by job.
         """
-        entering: list[tuple[Generation, list[Job]]] = []
+        entering: list[tuple[GenerationRequest, list[Job]]] = []
         taken: dict[int, int] = {}
-        with self.wake:
+        with self.condition:
             while self.waiting:
                 generation = self.waiting[0]
-                jobs = list(generation.jobs)[self.entered(generation) :]
+                jobs = list(generation.jobs)[self.jobs_admitted(generation) :]
                 free = len(generation.model.sampler.free) - taken.get(id(generation.model), 0)
                 fits = jobs_that_fit(jobs, free)
                 if not fits:
@@ -301,7 +301,7 @@ class Engine:
         for served in {id(one.model): one.model for one, _ in entering}.values():
             self.admit(served, [pair for pair in entering if pair[0].model is served])
 
-    def entered(self, generation: Generation) -> int:
+    def jobs_admitted(self, generation: GenerationRequest) -> int:
         """The number of a request's jobs that are in flight or done."""
         jobs, seen = 0, 0
         for job in generation.jobs:
@@ -309,17 +309,17 @@ class Engine:
             jobs += seen <= len(generation.choices)
         return jobs
 
-    def admit(self, served: Served, entering: list[tuple[Generation, list[Job]]]) -> None:
+    def admit(self, served: Served, entering: list[tuple[GenerationRequest, list[Job]]]) -> None:
         """Jobs into the sampler of their model, in one pass over all of their prompts."""
         slots = iter(served.sampler.admit([job for _, jobs in entering for job in jobs]))
         for generation, jobs in entering:
             for _ in jobs:
                 for slot in next(slots):
                     generation.choices.append(Choice(slot, 0, [(served.version, 0)]))
-            self.statistics.prompt_tokens += sum(len(job.prompt) for job in jobs)
-        self.hand_out(served)
+            self.metrics.prompt_tokens += sum(len(job.prompt) for job in jobs)
+        self.deliver_events(served)
 
-    def hand_out(self, served: Served) -> None:
+    def deliver_events(self, served: Served) -> None:
         """Events to everybody of whom a token was drawn, and the end of what has ended."""
         ended = served.sampler.collect()
         now = time.monotonic()
@@ -327,7 +327,7 @@ class Engine:
             events = list[Event]()
             for index, choice in enumerate(generation.choices):
                 if choice.slot in ended:
-                    events.append(self.end_of(index, choice, *ended[choice.slot]))
+                    events.append(self.done_event(index, choice, *ended[choice.slot]))
                     generation.left -= 1
                 elif generation.stream and choice.slot >= 0:
                     drawn = served.sampler.drawn(choice.slot, choice.sent)
@@ -336,45 +336,45 @@ class Engine:
                         events.append(Drawn(index, *drawn))
             if not generation.first and generation.choices:
                 generation.first = now
-                self.statistics.first_token.observe(now - generation.asked)
+                self.metrics.first_token.observe(now - generation.asked)
             if events:
                 generation.deliver(events)
             if not generation.left:
                 self.close(generation, now)
 
-    def end_of(
-        self, index: int, choice: Choice, completion: Completion, notes: list[TokenNote]
+    def done_event(
+        self, index: int, choice: Choice, completion: Completion, notes: list[TokenLogprobs]
     ) -> Done:
         """The event of a choice that has ended; its slot is another's from now on."""
         choice.slot = -1
-        self.statistics.generated_tokens += len(completion.ids)
-        self.statistics.finished[completion.finish] += 1
+        self.metrics.generated_tokens += len(completion.ids)
+        self.metrics.finished[completion.finish] += 1
         return Done(index, completion, notes, choice.closed(len(completion.ids)))
 
-    def close(self, generation: Generation, now: float) -> None:
+    def close(self, generation: GenerationRequest, now: float) -> None:
         """A request has all of its choices."""
         generation.ended = True
         self.running.remove(generation)
-        self.statistics.whole_request.observe(now - generation.asked)
+        self.metrics.whole_request.observe(now - generation.asked)
 
-    def forget(self, generation: Generation) -> None:
+    def remove(self, generation: GenerationRequest) -> None:
         """Take a request out, wherever it is."""
         if generation.ended:
             return
         generation.ended = True
-        with self.wake:
+        with self.condition:
             if generation in self.waiting:
                 self.waiting.remove(generation)
         if generation in self.running:
             self.running.remove(generation)
             slots = [choice.slot for choice in generation.choices if choice.slot >= 0]
             generation.model.sampler.drop(slots)
-        self.statistics.finished["abort"] += 1
+        self.metrics.finished["abort"] += 1
 
-    def fail(self, generation: Generation, error: Refused) -> None:
+    def fail(self, generation: GenerationRequest, error: Refused) -> None:
         """End a request without its choices."""
         if not generation.ended:
-            self.forget(generation)
+            self.remove(generation)
             generation.deliver([Failure(error)])
 
     def fail_all(self, what: str) -> None:
@@ -382,7 +382,7 @@ class Engine:
         for generation in [*self.running, *self.waiting]:
             self.fail(generation, Refused(what, status=500, kind="server_error"))
 
-    def give_up_late(self) -> None:
+    def expire_requests(self) -> None:
         """End the requests that have had their time."""
         now = time.monotonic()
         for generation in [*self.running, *self.waiting]:

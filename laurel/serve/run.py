@@ -14,7 +14,7 @@ SWITCH = 0.0005
 
 
 def serve(app: Any, listening: socket.socket, seconds: float) -> None:
-    """Answer on a socket; at the end requests have so many seconds."""
+    """ResponseBuilder on a socket; at the end requests have so many seconds."""
     sys.setswitchinterval(SWITCH)
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal once more when all is answered: that was an end as asked for

@@ -7,7 +7,7 @@ from typing import Any
 from laurel.core.errors import LaurelError
 from laurel.model.scorer import Scorer
 from laurel.serve.engine import Refused
-from laurel.serve.wire import ScoreRequest
+from laurel.serve.schemas import ScoreRequest
 
 
 def rows_to_score(body: ScoreRequest) -> list[dict[str, Any]]:

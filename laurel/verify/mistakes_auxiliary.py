@@ -376,7 +376,7 @@ OTHERS = (
     ),
     Mutant(
         "the compact decoder draws by the wrong uniform",
-        decode.Flight.draw_alike,
+        decode.ContinuousBatch.draw_alike,
         changed_arguments(point=torch.square),
         "samplers",
         "sampler: chi-square of counts, prompt 0",

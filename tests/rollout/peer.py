@@ -5,19 +5,33 @@ maps a path to a function of (peer, handler, body) that answers in its place, or
 let the peer answer. What it was asked is in `calls`.
 """
 
+import copy
 import hashlib
 import json
 import threading
 import time
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
 from safetensors.torch import load_file
 
+from laurel.core.config import TrainConfig
 from laurel.core.sample import Draw
 from laurel.model.adapters import load_adapters
-from laurel.model.policy import Policy, load_causal
+from laurel.model.policy import Policy, load_causal, load_policy
 from laurel.rollout.sampler import Sampler
+
+
+@cache
+def loaded(model, use_peft):
+    """The policy in a folder, read once."""
+    return load_policy(TrainConfig(model=str(model), use_peft=use_peft))
+
+
+def policy_of(model, use_peft=False):
+    """A policy of its own, as it is in a folder."""
+    return copy.deepcopy(loaded(model, use_peft))
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -3,52 +3,21 @@
 Each fault is ended by an error that names the server, or by another server, within its deadline.
 """
 
-import copy
 import json
 import socket
 import time
-from functools import cache
 
 import pytest
-from peer import Peer, change_answer, change_choice, cut, drip, nudge, once, silent
+from peer import Peer, change_answer, change_choice, cut, drip, nudge, once, policy_of, silent
 
-from laurel.core import http
-from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.http import ServerDown, ServerTimeout
 from laurel.core.sample import Draw
-from laurel.model.policy import load_policy
-from laurel.model.scratch import save_scratch
 from laurel.rollout.engine import Engine, EngineOptions
 from laurel.rollout.sampler import Sampler
 
+pytestmark = pytest.mark.usefixtures("hasty")
 PROMPTS = [(4, 5, 6), (7,), (8, 9, 10, 11), (5, 5), (12, 4), (6, 6, 6)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A small model's folder."""
-    folder = tmp_path_factory.mktemp("engine") / "model"
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    save_scratch(folder, alphabet="0123456789+=", seed=0, **shape)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch):
-    """Short pauses between tries."""
-    monkeypatch.setattr(http, "PAUSES", (0.02, 0.05))
-
-
-@cache
-def loaded(model, use_peft):
-    """The policy in a folder, read once."""
-    return load_policy(TrainConfig(model=str(model), use_peft=use_peft))
-
-
-def policy_of(model, use_peft=False):
-    """A policy of its own, as it is in a folder."""
-    return copy.deepcopy(loaded(model, use_peft))
 
 
 def engine_on(policy, folder, *peers, timeout=60.0, **options):

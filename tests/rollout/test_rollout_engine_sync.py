@@ -9,50 +9,20 @@ import resource
 import threading
 import time
 from contextlib import contextmanager
-from functools import cache
 
 import pytest
 import torch
-from peer import Peer, cut, nudge, once, silent
+from peer import Peer, cut, nudge, once, policy_of, silent
 
-from laurel.core import http
-from laurel.core.config import TrainConfig
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.http import ServerDown, ServerRefusal
 from laurel.core.sample import Draw
-from laurel.model.policy import load_policy
-from laurel.model.scratch import save_scratch
 from laurel.rollout.engine import Engine, EngineOptions
 from laurel.rollout.sampler import Sampler
 
+pytestmark = pytest.mark.usefixtures("hasty")
 PROMPTS = [(4, 5, 6), (7,)]
 DRAW = Draw("run", 0, 0, 2, 6, 1.0, seeds=(1, 2, 3, 4))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A small model's folder."""
-    folder = tmp_path_factory.mktemp("engine") / "model"
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    save_scratch(folder, alphabet="0123456789+=", seed=0, **shape)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch):
-    """Short pauses between tries."""
-    monkeypatch.setattr(http, "PAUSES", (0.02, 0.05))
-
-
-@cache
-def loaded(model, use_peft):
-    """The policy in a folder, read once."""
-    return load_policy(TrainConfig(model=str(model), use_peft=use_peft))
-
-
-def policy_of(model, use_peft=False):
-    """A policy of its own, as it is in a folder."""
-    return copy.deepcopy(loaded(model, use_peft))
 
 
 @contextmanager

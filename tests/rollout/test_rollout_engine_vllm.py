@@ -62,18 +62,18 @@ def engine_of(policy, url, folder, run, **options):
 def gap(engine):
     """The 99th percentile of the distance to the trainer's log-probabilities, at temperature .7."""
     server = engine.servers[0]
-    model = engine.way.model(server, engine.label)
+    model = engine.transfer.model(server, engine.label)
     found = engine.wire.run(probe(server, engine.policy, model, engine.salted(engine.label), 0.7))
     return float(distances(engine.policy, found, 0.7).quantile(0.99))
 
 
-@pytest.mark.parametrize("way", ["lora", "folder"])
-def test_weights_of_every_version_are_there(model, url, tmp_path, way):
+@pytest.mark.parametrize("transfer", ["lora", "folder"])
+def test_weights_of_every_version_are_there(model, url, tmp_path, transfer):
     """After each sync log-probabilities are the trainer's (p99 < 1e-3), and what is there is told
     by digests, as far as vLLM has them.
     """
-    policy = load_policy(TrainConfig(model=str(model), use_peft=way == "lora"))
-    engine = engine_of(policy, url, tmp_path, f"run-{way}")
+    policy = load_policy(TrainConfig(model=str(model), use_peft=transfer == "lora"))
+    engine = engine_of(policy, url, tmp_path, f"run-{transfer}")
     for version in range(3):
         engine.sync(version)
         assert gap(engine) < 1e-3
@@ -107,11 +107,11 @@ def test_samples_are_those_of_the_policy(model, url, tmp_path):
     counts = Counter(completion.ids for completion in done)
     assert sum(counts.values()) == count and counts.keys() <= whole.keys()
     large = [ids for ids, p in whole.items() if p * count >= 5]
-    cells = [(counts[ids], whole[ids] * count) for ids in large]
+    jobs = [(counts[ids], whole[ids] * count) for ids in large]
     rest = 1 - sum(whole[ids] for ids in large)
-    cells.append((count - sum(counts[ids] for ids in large), rest * count))
-    chi = sum((seen - wanted) ** 2 / wanted for seen, wanted in cells if wanted > 0)
-    freedom = len(cells) - 1
+    jobs.append((count - sum(counts[ids] for ids in large), rest * count))
+    chi = sum((seen - wanted) ** 2 / wanted for seen, wanted in jobs if wanted > 0)
+    freedom = len(jobs) - 1
     print(f"chi-square {chi:.1f} at {freedom} degrees of freedom")
     assert freedom > 50 and abs(chi - freedom) < 5 * (2 * freedom) ** 0.5
     logp = {ids: torch.tensor(p).log().item() for ids, p in whole.items()}
@@ -120,7 +120,7 @@ def test_samples_are_those_of_the_policy(model, url, tmp_path):
 
 
 def test_the_same_seed_is_the_same_row(model, url, tmp_path):
-    """Asked again it comes again; another seed gives another."""
+    """ExpectedAnswer again it comes again; another seed gives another."""
     policy = load_policy(TrainConfig(model=str(model)))
     engine = engine_of(policy, url, tmp_path, "run-seeds")
     engine.sync(0)
@@ -178,7 +178,7 @@ def test_a_head_that_is_the_embedding(tmp_path):
         nudge(policy, 1, by=0.5)
         engine.sync(1)
         assert gap(engine) < 1e-3
-        engine.way.with_head = False
+        engine.transfer.with_head = False
         nudge(policy, 2, by=0.5)
         with pytest.raises(LaurelError, match="nats from the trainer's"):
             engine.sync(2)

@@ -14,8 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from laurel.model.chat import ensure_template
 from laurel.model.policy import Policy
 from laurel.model.scratch import char_tokenizer
+from laurel.serve.admin import Server
 from laurel.serve.app import make_app
-from laurel.serve.control import Server
 from laurel.serve.engine import Engine, Limits
 
 

@@ -94,7 +94,7 @@ def test_who_goes_away_is_forgotten():
                 client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
                 time.sleep(0.01)
         quiet(served.engine)
-        assert served.engine.statistics.finished["abort"] >= 1
+        assert served.engine.metrics.finished["abort"] >= 1
         assert ask(served, prompt=[4], seed=1, max_tokens=3)
 
 

@@ -102,14 +102,25 @@ def test_doctor_tells_whether_training_can_sample_there(toy, tmp_path, capsys):
     assert all("connection failed" in check["text"] for check in found["checks"])
 
 
-def start(toy, tmp_path, port=0):
-    """`laurel serve` in a process of its own, and its address."""
-    command = [sys.executable, "-m", "laurel", "serve", toy["model"], "--port", str(port)]
-    command += ["--served_model_name", "m", "--allow_folder", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    return process, line.split(" at ")[1].split()[0].removesuffix("/v1")
+@pytest.fixture
+def start(toy, tmp_path):
+    """Begins `laurel serve` in a process of its own, and gives it with its address; all end with
+    the test.
+    """
+    begun = []
+
+    def begin():
+        command = [sys.executable, "-m", "laurel", "serve", toy["model"], "--port", "0"]
+        command += ["--served_model_name", "m", "--allow_folder", str(tmp_path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
+        begun.append(process)
+        line = process.stdout.readline()
+        return process, line.split(" at ")[1].split()[0].removesuffix("/v1")
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.wait(10)
 
 
 def kill_once(process, run, lines):
@@ -130,11 +141,11 @@ def kill_once(process, run, lines):
 
 
 @pytest.mark.whole
-def test_a_server_killed_in_the_middle_of_a_run(toy, tmp_path):
+def test_a_server_killed_in_the_middle_of_a_run(toy, tmp_path, start):
     """The run ends naming the server, and goes on with another, to the same end."""
     options = {**toy, "max_steps": 20, "save_steps": 5}
     here = train("grpo", TrainConfig(output_dir=str(tmp_path / "here"), **options), quiet=True)
-    process, url = start(toy, tmp_path)
+    process, url = start()
     there = {**options, "output_dir": str(tmp_path / "there"), "engine_timeout": 30.0}
     thread = kill_once(process, tmp_path / "there", 4)
     with pytest.raises(LaurelError, match="connection failed") as raised:
@@ -142,36 +153,31 @@ def test_a_server_killed_in_the_middle_of_a_run(toy, tmp_path):
     assert url in str(raised.value) and "--resume true goes on from there" in str(raised.value)
     thread.join(10)
     process.wait(10)
-    process, url = start(toy, tmp_path)
+    _, url = start()
     train("grpo", TrainConfig(**there, engine=[url], resume=True), quiet=True)
-    process.kill()
-    process.wait(10)
     same_run(here.folder, tmp_path / "there")
 
 
 @pytest.mark.whole
-def test_a_server_killed_while_another_lives(toy, tmp_path):
+def test_a_server_killed_while_another_lives(toy, tmp_path, start):
     """Its rows go to the other, and the run is what it would have been."""
     options = {**toy, "max_steps": 12}
     here = train("grpo", TrainConfig(output_dir=str(tmp_path / "here"), **options), quiet=True)
-    one, first = start(toy, tmp_path)
-    two, second = start(toy, tmp_path)
+    one, first = start()
+    _, second = start()
     there = {**options, "output_dir": str(tmp_path / "there"), "engine_timeout": 30.0}
     thread = kill_once(one, tmp_path / "there", 4)
     train("grpo", TrainConfig(**there, engine=[first, second]), quiet=True)
     thread.join(10)
-    for process in (one, two):
-        process.kill()
-        process.wait(10)
     same_run(here.folder, tmp_path / "there")
 
 
 @pytest.mark.whole
-def test_two_runs_on_one_server(toy, tmp_path):
+def test_two_runs_on_one_server(toy, tmp_path, start):
     """One of the two stops, and says why; the other ends well, and is what it would have been."""
     options = {**toy, "max_steps": 15}
     here = train("grpo", TrainConfig(output_dir=str(tmp_path / "here"), **options), quiet=True)
-    process, url = start(toy, tmp_path)
+    _, url = start()
     (tmp_path / "options.json").write_text(json.dumps({**options, "engine": [url]}))
     runs = {}
     for name in ("a", "b"):
@@ -179,8 +185,6 @@ def test_two_runs_on_one_server(toy, tmp_path):
         command += [str(tmp_path / "options.json"), "--output_dir", str(tmp_path / name)]
         runs[name] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     said = {name: run.communicate(timeout=240)[1] for name, run in runs.items()}
-    process.kill()
-    process.wait(10)
     failed = [name for name, run in runs.items() if run.returncode]
     assert failed
     for name in failed:

@@ -82,16 +82,16 @@ def test_spans_of_versions(served, folders):
         for n in range(400)
         if len(sample(tiny(), [(4, 5, 6)], seeds=[n], max_completion_length=200)[0].ids) > 60
     )
-    slow = served.engine.statistics.steps
+    slow = served.engine.metrics.steps
     thread = threading.Thread(target=lambda: found.extend(ask(served, **{**body, "seed": seed})))
     thread.start()
-    while served.engine.statistics.steps < slow + 10:
+    while served.engine.metrics.steps < slow + 10:
         time.sleep(0.0005)
     served.client.post("/pause?mode=keep")
     assert served.client.get("/is_paused").json() == {"is_paused": True}
-    before = served.engine.statistics.steps
+    before = served.engine.metrics.steps
     time.sleep(0.05)
-    assert served.engine.statistics.steps == before
+    assert served.engine.metrics.steps == before
     served.client.post("/collective_rpc", json=rpc(folders / "allowed" / "new", version="1"))
     served.client.post("/resume")
     thread.join(30)

@@ -231,10 +231,10 @@ def test_names_and_numbers(llama):
     told = llama.client.get("/version").json()
     assert told["engine"] == "laurel" and told["exact"] is True
     assert llama.client.get("/health").status_code == 200
-    before = llama.engine.statistics.generated_tokens
+    before = llama.engine.metrics.generated_tokens
     ask(llama, prompt="1+1=", seed=1, max_tokens=3, n=2)
     text = llama.client.get("/metrics").text
-    drawn = llama.engine.statistics.generated_tokens
+    drawn = llama.engine.metrics.generated_tokens
     assert f"laurel:generation_tokens_total {drawn}\n" in text and drawn > before
     assert "laurel:time_to_first_token_seconds_count" in text
     ids = llama.client.post("/tokenize", json={"prompt": "1+1="}).json()["tokens"]

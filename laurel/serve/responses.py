@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from laurel.core.sample import Completion
-from laurel.fast.decode import TokenNote
-from laurel.serve.asked import Asked
+from laurel.fast.decode import TokenLogprobs
 from laurel.serve.engine import Done, Drawn, Span
+from laurel.serve.prepare import PreparedRequest
 
 Json = dict[str, Any]
 LEAST = -9999.0
@@ -64,23 +64,23 @@ class TextStream:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ResponseBuilder:
     """The answer to one request: `chat` is `/v1/chat/completions`, else `/v1/completions`."""
 
-    asked: Asked
+    asked: PreparedRequest
     tokenizer: Any
     model: str
     chat: bool
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, done: Sequence[Done], prompt_notes: Sequence[Any] | None) -> Json:
+    def whole(self, done: Sequence[Done], prompt_logps: Sequence[Any] | None) -> Json:
         """All choices, and the numbers of tokens."""
         choices = list[Json]()
         for index in range(self.asked.count):
             prompt = index // self.asked.body.n
-            noted = prompt_notes[prompt] if prompt_notes else None
-            choices.append(self.choice(index, done[index] if done else None, noted))
+            prompt_logps = prompt_logps[prompt] if prompt_logps else None
+            choices.append(self.choice(index, done[index] if done else None, prompt_logps))
         drawn = sum(len(one.completion.ids) for one in done)
         return {**self.head(chunk=False), "choices": choices, "usage": self.usage(drawn)}
 
@@ -118,13 +118,13 @@ class Answer:
         end = found[stop] + (len(stop) if body.include_stop_str_in_output else 0)
         return text[:end], stop
 
-    def choice(self, index: int, done: Done | None, noted: Any) -> Json:
+    def choice(self, index: int, done: Done | None, prompt_logps: Any) -> Json:
         """A choice of a whole answer; without `done` it is the prompt alone."""
         body, prompt = self.asked.body, self.asked.prompts[index // self.asked.body.n]
         text, stop = self.text_of(done.completion) if done else ("", None)
         before = self.tokenizer.decode(list(prompt), skip_special_tokens=True) if body.echo else ""
         found = self.ending(index, done, stop)
-        found["logprobs"] = self.logprobs(done, prompt if body.echo else (), noted)
+        found["logprobs"] = self.logprobs(done, prompt if body.echo else (), prompt_logps)
         if self.chat:
             found["message"] = {"role": "assistant", "content": before + text}
         else:
@@ -133,7 +133,7 @@ class Answer:
             found["token_ids"] = list(done.completion.ids) if done else []
             found["prompt_token_ids"] = list(prompt)
         if body.prompt_logprobs is not None:
-            found["prompt_logprobs"] = self.prompt_logprobs(prompt, noted)
+            found["prompt_logprobs"] = self.prompt_logprobs(prompt, prompt_logps)
         return found
 
     def ending(self, index: int, done: Done | None, stop: str | None) -> Json:
@@ -148,7 +148,7 @@ class Answer:
             "weight_versions": [span._asdict() for span in spans],
         }
 
-    def logprobs(self, done: Done | None, prompt: Sequence[int], noted: Any) -> Json | None:
+    def logprobs(self, done: Done | None, prompt: Sequence[int], prompt_logps: Any) -> Json | None:
         """Log-probabilities of the tokens, where they are asked for."""
         if self.asked.logprobs is None:
             return None
@@ -157,7 +157,7 @@ class Answer:
         notes = done.notes if done else []
         if self.chat:
             return {"content": self.chat_tokens(ids, logps, notes)}
-        front = [(None, {}), *noted] if prompt and noted is not None else []
+        front = [(None, {}), *prompt_logps] if prompt and prompt_logps is not None else []
         return self.token_columns(
             [*prompt, *ids],
             [*(own for own, _ in front), *logps],
@@ -165,7 +165,7 @@ class Answer:
         )
 
     def token_columns(
-        self, ids: list[int], logps: list[float | None], notes: list[TokenNote]
+        self, ids: list[int], logps: list[float | None], notes: list[TokenLogprobs]
     ) -> Json:
         """OpenAI's columns of a completion: tokens, log-probabilities, likeliest, places."""
         tokens = [self.token(one) for one in ids]
@@ -185,7 +185,7 @@ class Answer:
         }
 
     def chat_tokens(
-        self, ids: Sequence[int], logps: Sequence[float], notes: Sequence[TokenNote]
+        self, ids: Sequence[int], logps: Sequence[float], notes: Sequence[TokenLogprobs]
     ) -> list[Json]:
         """OpenAI's rows of a chat: each token with its bytes, and the likeliest in its place."""
         found = list[Json]()
@@ -204,10 +204,10 @@ class Answer:
         """A token as text."""
         return self.tokenizer.decode([one])
 
-    def prompt_logprobs(self, prompt: Sequence[int], noted: Any) -> list[Json | None]:
+    def prompt_logprobs(self, prompt: Sequence[int], prompt_logps: Any) -> list[Json | None]:
         """vLLM's rows of a prompt: none of the first token, then id -> log-probability."""
         found: list[Json | None] = [None]
-        for one, (own, note) in zip(prompt[1:], noted, strict=True):
+        for one, (own, note) in zip(prompt[1:], prompt_logps, strict=True):
             row = {**note, one: own}
             found.append(
                 {
@@ -242,7 +242,7 @@ class Answer:
         text: str,
         ids: list[int],
         logps: Sequence[float],
-        notes: Sequence[TokenNote],
+        notes: Sequence[TokenLogprobs],
     ) -> Json:
         """What a chunk says of a choice."""
         found: Json = {"index": index, "finish_reason": None, "logprobs": None}

@@ -10,11 +10,11 @@ from typing import Any, cast
 import torch
 
 from laurel.core.errors import LaurelError
-from laurel.fast.decode import Job, SamplingOptions, TokenNote, token_notes
+from laurel.fast.decode import Job, SamplingOptions, TokenLogprobs, listed_logprobs
 from laurel.model.chat import encode_prompt
 from laurel.model.policy import Policy
 from laurel.serve.engine import Limits, Refused
-from laurel.serve.wire import ChatRequest, CompletionRequest, SamplingRequest
+from laurel.serve.schemas import ChatRequest, CompletionRequest, SamplingRequest
 
 Ids = tuple[int, ...]
 AT_ONCE = 1 << 26
@@ -22,7 +22,7 @@ AT_ONCE = 1 << 26
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreparedRequest:
     """A request that can be sampled: choice i belongs to prompt i // n.
 
     logprobs: so many of the likeliest tokens are told with each; None: nothing of
@@ -41,17 +41,17 @@ class Asked:
         return len(self.prompts) * self.body.n
 
 
-def asked_completions(body: CompletionRequest, policy: Policy, limits: Limits) -> Asked:
+def prepare_completions(body: CompletionRequest, policy: Policy, limits: Limits) -> PreparedRequest:
     """A request for completions, checked."""
     given: Any = body.prompt
     several = isinstance(given, list) and isinstance(given[0], str | list)
-    prompts = [encoded(policy, one) for one in (given if several else [given])]
+    prompts = [encode_ids(policy, one) for one in (given if several else [given])]
     if body.best_of not in (None, body.n):
         raise Refused("`best_of` other than `n` is not offered.", param="best_of")
-    return prepared(body, prompts, policy, limits, body.logprobs, body.max_tokens)
+    return prepare_prompts(body, prompts, policy, limits, body.logprobs, body.max_tokens)
 
 
-def asked_chat(body: ChatRequest, policy: Policy, limits: Limits) -> Asked:
+def prepare_chat(body: ChatRequest, policy: Policy, limits: Limits) -> PreparedRequest:
     """A request for the next turn of a conversation, checked."""
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise Refused("max_tokens and max_completion_tokens differ.", param="max_tokens")
@@ -69,10 +69,10 @@ def asked_chat(body: ChatRequest, policy: Policy, limits: Limits) -> Asked:
         raise Refused(what, param="messages") from error
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return prepared(body, [ids], policy, limits, logprobs, tokens)
+    return prepare_prompts(body, [ids], policy, limits, logprobs, tokens)
 
 
-def encoded(policy: Policy, prompt: str | list[int]) -> Ids:
+def encode_ids(policy: Policy, prompt: str | list[int]) -> Ids:
     """A prompt as ids of the model."""
     if isinstance(prompt, str):
         try:
@@ -101,14 +101,14 @@ def check_vocabulary(policy: Policy, ids: Sequence[int], param: str) -> None:
         raise Refused(f"token {max(ids)} is not one of the model's {size}.", param=param)
 
 
-def prepared(
+def prepare_prompts(
     body: SamplingRequest,
     prompts: list[Ids],
     policy: Policy,
     limits: Limits,
     logprobs: int | None,
     max_tokens: int | None,
-) -> Asked:
+) -> PreparedRequest:
     """A request with its prompts as ids: limits, seeds and options are checked."""
     check_together(body, len(prompts), logprobs)
     room = min(limits.length - len(ids) for ids in prompts)
@@ -132,7 +132,7 @@ def prepared(
         for start in range(0, body.n if tokens else 0, limits.places):
             some = tuple(own[start : start + limits.places])
             jobs.append(Job(prompt, some, (tokens,) * len(some), options))
-    return Asked(body, prompts, jobs, logprobs, tokens)
+    return PreparedRequest(body, prompts, jobs, logprobs, tokens)
 
 
 def check_together(body: SamplingRequest, prompts: int, logprobs: int | None) -> None:
@@ -171,7 +171,7 @@ def seeds_of(body: SamplingRequest, count: int) -> list[int]:
 
 
 @torch.no_grad()
-def prompt_notes(policy: Policy, ids: Ids, top: int) -> list[tuple[float, TokenNote]]:
+def score_prompt(policy: Policy, ids: Ids, top: int) -> list[tuple[float, TokenLogprobs]]:
     """Of each token behind the first its log-probability, and the likeliest in its place.
 
     At temperature 1: nobody drew them.
@@ -179,7 +179,7 @@ def prompt_notes(policy: Policy, ids: Ids, top: int) -> list[tuple[float, TokenN
     row = torch.tensor([ids], device=policy.device)
     whole = policy.causal(input_ids=row).logits[0] if policy.whole_logits else None
     hidden = policy.body(row).last_hidden_state[0] if whole is None else row
-    found = list[tuple[float, TokenNote]]()
+    found = list[tuple[float, TokenLogprobs]]()
     step = max(1, AT_ONCE // vocabulary_size(policy))
     options = SamplingOptions(top=top)
     for start in range(0, len(ids) - 1, step):
@@ -188,5 +188,5 @@ def prompt_notes(policy: Policy, ids: Ids, top: int) -> list[tuple[float, TokenN
         logp_NV = logits.float().log_softmax(1)
         following = row[0, start + 1 : end + 1]
         own = logp_NV.gather(1, following[:, None])[:, 0].tolist()
-        found += zip(own, token_notes(logp_NV, options), strict=True)
+        found += zip(own, listed_logprobs(logp_NV, options), strict=True)
     return found

@@ -37,7 +37,7 @@ class Histogram:
 
 
 @dataclass
-class Statistics:
+class ServerMetrics:
     """Counters since the start. finished: completions by why they ended."""
 
     steps: int = 0

@@ -16,15 +16,15 @@ from starlette.responses import JSONResponse, Response
 from laurel.model.digests import parameter_digests
 from laurel.model.scorer import Scorer
 from laurel.serve.engine import Engine, Refused, Served
-from laurel.serve.guard import read_body
-from laurel.serve.weights import NAME, allowed_folder, put_weights, read_weights, with_adapters
-from laurel.serve.wire import (
+from laurel.serve.middleware import read_body
+from laurel.serve.schemas import (
     CheckRequest,
     LoadAdapter,
     RpcRequest,
     UnloadAdapter,
     VersionRequest,
 )
+from laurel.serve.weights import NAME, allowed_folder, put_weights, read_weights, with_adapters
 
 Result = TypeVar("Result")
 
@@ -66,7 +66,7 @@ class Server:
 
     async def between_tokens(self, work: Callable[[], Result]) -> Result:
         """Have the sampling thread do something between two tokens."""
-        return await asyncio.wrap_future(self.engine.order(work))
+        return await asyncio.wrap_future(self.engine.call_between_tokens(work))
 
 
 def server_of(request: Request) -> Server:
@@ -146,7 +146,7 @@ async def collective_rpc(request: Request) -> Response:
     def change() -> None:
         put_weights(served.policy, fresh, list(server.engine.served.values()))
         server.engine.set_version(served, version)
-        server.engine.statistics.reloads += 1
+        server.engine.metrics.reloads += 1
 
     async with server.changing:
         fresh = await run_in_threadpool(read_weights, served.policy, folder)

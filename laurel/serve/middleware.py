@@ -150,9 +150,9 @@ def error_object(error: Refused) -> dict[str, Any]:
     return {"error": told}
 
 
-async def tell(request: Request, error: Exception) -> Response:
+async def exception_response(request: Request, error: Exception) -> Response:
     """The answer to a request that failed."""
-    request.app.state.server.engine.statistics.refused += 1
+    request.app.state.server.engine.metrics.refused += 1
     if isinstance(error, Refused):
         return error_response(error)
     if isinstance(error, ClientDisconnect):
@@ -163,9 +163,9 @@ async def tell(request: Request, error: Exception) -> Response:
     )
 
 
-async def tell_status(request: Request, error: Any) -> Response:
+async def http_error_response(request: Request, error: Any) -> Response:
     """A route or method that is not there."""
-    request.app.state.server.engine.statistics.refused += 1
+    request.app.state.server.engine.metrics.refused += 1
     kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
     what = f"{request.method} {request.url.path[:200]}: {error.detail}."
     return error_response(Refused(what, status=error.status_code, kind=kind))

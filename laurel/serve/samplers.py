@@ -1,6 +1,6 @@
 """What samples many requests at once, by the kind of model.
 
-Llama-like models on a CPU take `laurel.fast.decode.Flight`, all others `GeneralFlight`.
+Llama-like models on a CPU take `laurel.fast.decode.ContinuousBatch`, all others `GeneralBatch`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from laurel.core.sample import Completion
 from laurel.core.tensors import float_rows, int_rows, ints
 from laurel.fast.autograd import from_numpy
 from laurel.fast.decode import (
-    Flight,
+    ContinuousBatch,
     Job,
-    TokenNote,
+    TokenLogprobs,
     compact_of,
+    listed_logprobs,
     scaled_probabilities,
-    token_notes,
     uniform_numbers,
 )
 from laurel.model.policy import Policy
 from laurel.rollout.general import GeneralRows
 
-Ended = dict[int, tuple[Completion, list[TokenNote]]]
+Ended = dict[int, tuple[Completion, list[TokenLogprobs]]]
 """Slot -> the completion that ended there, and what was noted of its tokens."""
 
 
@@ -50,10 +50,12 @@ class SlotSampler(Protocol):
 
     def drop(self, slots: Sequence[int]) -> None: ...
 
-    def drawn(self, slot: int, start: int) -> tuple[list[int], list[float], list[TokenNote]]: ...
+    def drawn(
+        self, slot: int, start: int
+    ) -> tuple[list[int], list[float], list[TokenLogprobs]]: ...
 
 
-class Part:
+class JobRows:
     """The completions of one job on the general path, as rows of their own.
 
     No row stands beside those of another request, so nothing of it depends on them.
@@ -66,7 +68,7 @@ class Part:
         self.t = 0
         uniform = from_numpy(uniform_numbers(job.seeds, max(job.limits)))
         self.uniform: Tensor = uniform.to(self.rows.logits.device)
-        self.notes: dict[int, list[TokenNote]] = {slot: [] for slot in slots}
+        self.notes: dict[int, list[TokenLogprobs]] = {slot: [] for slot in slots}
 
     def draw(self) -> list[int]:
         """Token t of every open row; the slots of the rows that end with it."""
@@ -74,9 +76,9 @@ class Part:
         options = self.options
         before = rows.open_N.clone()
         cut = {"top_k": options.top_k, "top_p": options.top_p}
-        if options.noted:
+        if options.lists_logprobs:
             p_NV = scaled_probabilities(rows.logits, options.temperature, **cut)
-            found = token_notes(p_NV.log(), options)
+            found = listed_logprobs(p_NV.log(), options)
             for row, note in zip(ints(rows.alive), found, strict=True):
                 self.notes[self.slots[row]].append(note)
         rows.draw(self.uniform, self.t, options.temperature, **cut)
@@ -96,7 +98,7 @@ class Part:
         row = self.slots.index(slot)
         return self.t + 1 if bool(self.rows.open_N[row]) else self.rows.length[row]
 
-    def drawn(self, slot: int, start: int) -> tuple[list[int], list[float], list[TokenNote]]:
+    def drawn(self, slot: int, start: int) -> tuple[list[int], list[float], list[TokenLogprobs]]:
         """Ids, log-probabilities and notes of a completion from token `start` on."""
         row = self.slots.index(slot)
         end = self.length(slot)
@@ -104,14 +106,14 @@ class Part:
         (logps,) = float_rows(self.rows.out_logp[row : row + 1, start:end])
         return ids, logps, self.notes[slot][start:end]
 
-    def completion(self, slot: int) -> tuple[Completion, list[TokenNote]]:
+    def completion(self, slot: int) -> tuple[Completion, list[TokenLogprobs]]:
         """A completion that has ended."""
         ids, logps, notes = self.drawn(slot, 0)
         finish = self.rows.finish[self.slots.index(slot)]
         return Completion(tuple(ids), tuple(logps), finish), notes
 
 
-class GeneralFlight:
+class GeneralBatch:
     """Any causal LM of transformers: the rows of each job are a batch of their own, which take
     turns.
     """
@@ -120,7 +122,7 @@ class GeneralFlight:
         self.policy = policy
         self.free = list(range(places))[::-1]
         self.ended: list[int] = []
-        self.parts: dict[int, Part] = {}
+        self.parts: dict[int, JobRows] = {}
 
     @property
     def running(self) -> int:
@@ -133,7 +135,7 @@ class GeneralFlight:
         found = list[list[int]]()
         for job in jobs:
             slots = [self.free.pop() for _ in job.seeds]
-            part = Part(self.policy, job, slots)
+            part = JobRows(self.policy, job, slots)
             self.parts |= dict.fromkeys(slots, part)
             self.ended += part.draw()
             found.append(slots)
@@ -168,17 +170,17 @@ class GeneralFlight:
             del self.parts[slot]
         self.free += list(slots)
 
-    def drawn(self, slot: int, start: int) -> tuple[list[int], list[float], list[TokenNote]]:
+    def drawn(self, slot: int, start: int) -> tuple[list[int], list[float], list[TokenLogprobs]]:
         """What was drawn of a completion, from token `start` on."""
         return self.parts[slot].drawn(slot, start)
 
 
-def sampler_of(policy: Policy, places: int, longest: int) -> SlotSampler:
+def make_sampler(policy: Policy, places: int, longest: int) -> SlotSampler:
     """The way in which a policy is served; its model is in evaluation mode from now on."""
     policy.model.eval()
     model = compact_of(policy) if policy.device.type == "cpu" else None
     if model is None:
-        return GeneralFlight(policy, places)
+        return GeneralBatch(policy, places)
     # a request's tokens depend on its seed and the weights alone, whoever is sampled beside it
     model.invariant = not model.few_are_as_many()
-    return Flight(model, places, groups=1, width=16, longest=longest)
+    return ContinuousBatch(model, places, groups=1, width=16, longest=longest)
