@@ -188,7 +188,8 @@ class Wire:
                 return response.status_code, bytes(data)
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise ServerDown(f"the connection failed: {reason}.", where=address) from None
+            what = f"the connection failed: {reason}."
+            raise ServerDown(what, where=address, fix="Does a server run there?") from None
 
 
 def make_client() -> Any:
