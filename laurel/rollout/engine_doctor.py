@@ -151,7 +151,7 @@ async def ask_version(server: Server) -> Finding:
 
 
 async def opens_nothing(server: Server) -> bool:
-    """Does laurel's server refuse every folder? ExpectedAnswer with one that there is not."""
+    """Does laurel's server refuse every folder? Asked with one that there is not."""
     body = {"method": "reload_weights", "kwargs": {"weights_path": f"/{NOBODY}"}}
     try:
         await server.call("/collective_rpc", body, seconds=20.0)
@@ -172,7 +172,7 @@ async def ask_sums(server: Server) -> Finding:
 
 
 async def ask_adapters(server: Server) -> Finding:
-    """Can adapters be loaded while it runs? ExpectedAnswer by unloading one that there is not."""
+    """Can adapters be loaded while it runs? Asked by unloading one that there is not."""
     try:
         await server.call("/v1/unload_lora_adapter", {"lora_name": NOBODY}, seconds=20.0)
     except ServerRefusal as error:

@@ -263,6 +263,9 @@ class Engine:
                 for served in self.served.values():
                     served.sampler = self.make_sampler(served.policy)
         self.fail_all("the server was shut down.")
+        # nobody waits for what was ordered at the very end
+        while self.commands:
+            self.commands.popleft()()
 
     def step(self) -> None:
         """One token more of every completion in flight, after those that wait have joined."""

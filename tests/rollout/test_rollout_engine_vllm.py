@@ -120,7 +120,7 @@ def test_samples_are_those_of_the_policy(model, url, tmp_path):
 
 
 def test_the_same_seed_is_the_same_row(model, url, tmp_path):
-    """ExpectedAnswer again it comes again; another seed gives another."""
+    """Asked again it comes again; another seed gives another."""
     policy = load_policy(TrainConfig(model=str(model)))
     engine = engine_of(policy, url, tmp_path, "run-seeds")
     engine.sync(0)
