@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Judge; 0, or 1 where questions got no answer."""
     from laurel.judge.judge import Judge
     from laurel.judge.options import read_judge
-    from laurel.judge.run import CACHE, HowToRun, judge_all, prepare, write_judged
+    from laurel.judge.run import CACHE, HowToRun, judge_all, prepare, repeated, write_judged
 
     check(args)
     config = read_judge(args.judge)
@@ -75,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     todo = prepare(config, answered, how)
     folder.mkdir(parents=True, exist_ok=True)
     with Judge(config, cache=config.cache or folder / CACHE) as judge:
-        total = judge.questions(len(todo.pairs or todo.items))
+        asked = [one.pair.id for one in todo.pairs] or [item.id for item in todo.items]
+        twice = [name for name in asked if repeated(name, how)]
+        total = judge.questions(len(asked) + len(twice))
         with progress("questions", total) as watch:
             found = judge_all(judge, todo, how, watch)
         facts = write_judged(folder, judge, found, how)

@@ -140,7 +140,7 @@ def total_tokens(every: Sequence[Judgement]) -> list[int]:
 
 def cost_of(judge: Judge, every: Sequence[Judgement]) -> float | None:
     """Their price; None unless each judge has one."""
-    prices = {one.config.name: one.config.price for one in judge.members}
+    prices = {one.name: one.config.price for one in judge.members}
     total = 0.0
     for one in every:
         for verdict in one.verdicts:
