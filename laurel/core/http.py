@@ -82,11 +82,13 @@ def check_urls(urls: list[str], option: str) -> tuple[str, ...]:
 class Wire:
     """The event loop in its thread, and the connections, which are kept between calls.
 
-    longer: how a user gives servers more time, for errors.
+    longer: how a user gives servers more time, for errors. key: the environment variable with
+    their API key.
     """
 
-    def __init__(self, longer: str = "") -> None:
+    def __init__(self, longer: str = "", key: str = KEY) -> None:
         self.longer = longer
+        self.key = key
         self.loop = asyncio.new_event_loop()
         self.client: Any = None
         self.closed = False
@@ -174,7 +176,7 @@ class Wire:
         import httpx2
 
         if self.client is None:
-            self.client = make_client()
+            self.client = make_client(self.key)
         content = None if body is None else json.dumps(body).encode()
         data = bytearray()
         try:
@@ -192,12 +194,15 @@ class Wire:
             raise ServerDown(what, where=address, fix="Does a server run there?") from None
 
 
-def make_client() -> Any:
-    """A client that keeps connections, follows nothing, and goes straight to the server."""
+def make_client(variable: str = KEY) -> Any:
+    """A client that keeps connections, follows nothing, and goes straight to the server.
+
+    variable: the environment variable with the servers' API key.
+    """
     import httpx2
 
     headers = {"content-type": "application/json", "accept-encoding": "identity"}
-    if key := os.environ.get(KEY):
+    if key := os.environ.get(variable):
         headers["authorization"] = f"Bearer {key}"
     return httpx2.AsyncClient(
         headers=headers,
