@@ -66,6 +66,19 @@ def swap_bias(
     return position_bias(straight, swapped, clusters=clusters)
 
 
+def told_consistency(judged: Judged, answers: Sequence[JudgeAnswer]) -> Agreement:
+    """The share of valid answers that are not `inconsistent`, where a source tells only so much.
+
+    Undefined where no answer is: the judge was asked once, or the order is not known.
+    """
+    valid = [answer for answer in answers if answer.status in VALID]
+    if all(answer.status != "inconsistent" for answer in valid):
+        reason = "no item was asked in both orders, or the order is not known"
+        return Agreement(None, None, None, 0, reason)
+    hits = [float(answer.status != "inconsistent") for answer in valid]
+    return share_of_hits(hits, judged.prompts(answer.item for answer in valid), "")
+
+
 def first_slot_bias(
     answers: Iterable[JudgeAnswer], prompt: Callable[[str], Hashable] | None = None
 ) -> SlotBias | None:

@@ -33,9 +33,10 @@ from laurel.measure.judge_behaviour import (
     share_of_hits,
     slots_of,
     swap_bias,
+    told_consistency,
     total_cost,
 )
-from laurel.measure.judge_records import Judged, as_labels, majority
+from laurel.measure.judge_records import WORTH, Judged, JudgedItem, as_labels, majority
 from laurel.measure.judging import PPI, leave_one_out, mcnemar_exact
 from laurel.measure.length_control import length_controlled
 
@@ -211,13 +212,15 @@ def judge_card(
     rho, tau = correlations(judged, labels)
     rates, slope = win_rates(judged, labels, drawn)
     read, written, cost = total_cost(answers)
-    one_order = "no item was asked in both orders, or the order is not known"
+    one_order = "no item has valid answers in both orders"
     return JudgeCard(
         name=name,
         answers=dict(Counter(answer.status for answer in answers)),
         items=dict(Counter(final.values())),
         parse=parse_rate(judged, answers),
-        consistency=known(None if swap is None else swap.consistency, one_order),
+        consistency=told_consistency(judged, answers)
+        if swap is None
+        else known(swap.consistency, one_order),
         first_slot=known(
             None if first is None else first.share, "no decided answer of known order"
         ),
@@ -317,8 +320,11 @@ def win_rates(
         name: WinRate(
             mean_share(judged, name, single, labels),
             controlled.get(name, slope if slope.value is None else _unknown("no known length")),
-            mean_share(judged, name, judged.ballots, drawn),
-            *_corrected(corrected.get(name), bool(judged.votes)),
+            *_corrected(
+                corrected.get(name),
+                mean_share(judged, name, judged.ballots, drawn),
+                bool(judged.votes),
+            ),
             mean_share(judged, name, judged.ballots, judged.ballots),
         )
         for name in names
@@ -331,12 +337,14 @@ def _unknown(reason: str) -> Agreement:
     return Agreement(None, None, None, 0, reason)
 
 
-def _corrected(found: PPI | None, voted: bool) -> tuple[Agreement, float | None]:
-    """A corrected rate and its lambda."""
+def _corrected(
+    found: PPI | None, people: Agreement, voted: bool
+) -> tuple[Agreement, Agreement, float | None]:
+    """The rate by people's votes, the corrected one, and its lambda."""
     if found is None:
         reason = "people rated every item that was judged" if voted else "nobody voted"
-        return _unknown(reason), None
-    return known(found.estimate, ""), found.weight
+        return people, _unknown(reason), None
+    return known(found.human, ""), known(found.estimate, ""), found.weight
 
 
 def mean_share(
@@ -387,14 +395,16 @@ def equal_lengths(
     return {**_controlled(known_items, labels)[0], **rates}, several
 
 
-def _controlled(items: Sequence, labels: Mapping[str, str]) -> tuple[dict, Agreement]:
-    from laurel.measure.judge_records import WORTH
-
+def _controlled(
+    items: Sequence[JudgedItem], labels: Mapping[str, str]
+) -> tuple[dict[str, Agreement], Agreement]:
+    """Rates at equal lengths of items whose lengths are known."""
+    lengths = [item.lengths or (0, 0) for item in items]
     found = length_controlled(
         [item.models[0] for item in items],
         [item.models[1] for item in items],
         [WORTH[labels[item.id]] for item in items],
-        [item.lengths[0] - item.lengths[1] for item in items],
+        [first - second for first, second in lengths],
         [item.prompt for item in items],
     )
     return found.rates, found.slope
@@ -430,5 +440,7 @@ def pair_of_judges(
 
 def truth_of(judged: Judged, item: str) -> str | None:
     """Gold, or else the strict majority of people's votes."""
-    gold = judged.items[item].gold
-    return gold if gold is not None else majority(judged.ballots.get(item, []) or ["", " "])
+    gold, votes = judged.items[item].gold, judged.ballots.get(item)
+    if gold is not None or not votes:
+        return gold
+    return majority(votes)

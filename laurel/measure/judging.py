@@ -333,9 +333,8 @@ def ppi(
     value = used * float(rest.mean()) + float((y - used * f).mean())
     of_rest = float(rest.var(ddof=1)) / len(rest) if len(rest) > 1 else 0.0
     if shares:
-        whole, alone = _variances(pseudo, used)
-        gain = alone / (used**2 * of_rest + whole) if alone else 1.0
-        return PPI(_worth_interval(value, y, gain, level), used, _label_interval(y, level))
+        estimate, human = _share_intervals(value, used, of_rest, len(y), pseudo, level)
+        return PPI(estimate, used, human)
     z = (
         NormalDist().inv_cdf((1 + level) / 2)
         if weight is not None
@@ -365,36 +364,31 @@ def _with_pseudo_labels(y: np.ndarray, f: np.ndarray, rest: np.ndarray, corner: 
     )
 
 
-def _variances(pseudo: Weighted, weight: float) -> tuple[float, float]:
-    """Var(y - lambda f) / n and Var(y) / n, of weighted labels."""
+def _variance(values: np.ndarray, count: np.ndarray) -> float:
+    """The variance of values that count so much each, around their mean."""
+    mean = float(count @ values) / float(count.sum())
+    return float(count @ (values - mean) ** 2) / float(count.sum())
+
+
+def _share_intervals(
+    value: float, weight: float, of_rest: float, n: int, pseudo: Weighted, level: float
+) -> tuple[Interval, Interval]:
+    """Wilson's intervals of the estimate, and of the labels alone.
+
+    A label of 0 or 1 is worth one; one between (the mean of several votes) as much more as labels
+    vary less. The estimate is worth as many more as its variance is smaller, with Student's t. An
+    estimate outside of [0, 1], which a weight can make, keeps its value; its bounds are shares.
+    """
     y, f, count = pseudo
     total = float(count.sum())
-
-    def variance(values: np.ndarray) -> float:
-        mean = float(count @ values) / total
-        return float(count @ (values - mean) ** 2) / total**2
-
-    return variance(y - weight * f), variance(y)
-
-
-def _label_interval(y: np.ndarray, level: float) -> Interval:
-    """Wilson's interval of the labels alone; of 0s and 1s that of `wilson`."""
-    n, share = len(y), float(y.mean())
-    spread = float(y.var())
-    worth = n * share * (1 - share) / spread if spread > 1e-12 else float(n)
-    return score_interval(share, worth, NormalDist().inv_cdf((1 + level) / 2), n, level)
-
-
-def _worth_interval(value: float, y: np.ndarray, gain: float, level: float) -> Interval:
-    """Wilson's interval at `gain` times the labels there are, with Student's t for so few labels.
-
-    An estimate outside of [0, 1], which a weight can make, keeps its value; its bounds are shares.
-    """
-    n, share, spread = len(y), float(y.mean()), float(y.var())
-    each = share * (1 - share) / spread if spread > 1e-12 else 1.0
+    mean, alone = float(count @ y) / total, _variance(y, count)
+    worth = n * mean * (1 - mean) / alone
+    gain = alone / total / (weight**2 * of_rest + _variance(y - weight * f, count) / total)
     t = float(student.ppf((1 + level) / 2, n - 1))
-    found = score_interval(min(max(value, 0.0), 1.0), n * each * gain, t, n, level)
-    return Interval(value, min(value, found.low), max(value, found.high), n, level)
+    found = score_interval(min(max(value, 0.0), 1.0), worth * gain, t, n, level)
+    estimate = Interval(value, min(value, found.low), max(value, found.high), n, level)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    return estimate, score_interval(float(y[:n].mean()), worth, z, n, level)
 
 
 def _symmetric(value: float, half: float, n: int, level: float) -> Interval:

@@ -18,7 +18,14 @@ from laurel.measure.judge_agreement import (
 )
 from laurel.measure.judge_behaviour import first_slot_bias, swap_bias
 from laurel.measure.judge_records import JudgeAnswer as Record
-from laurel.measure.judge_records import as_labels, final_status, final_statuses
+from laurel.measure.judge_records import (
+    Judged,
+    JudgedItem,
+    PersonVote,
+    as_labels,
+    final_status,
+    final_statuses,
+)
 from laurel.measure.judging import (
     PPI,
     JudgeMetrics,
@@ -28,7 +35,7 @@ from laurel.measure.judging import (
     leave_one_out,
     preference,
 )
-from laurel_feedback.statistics.votes import JudgeAnswer, Poll
+from laurel_feedback.statistics.votes import MTBENCH_NOTES, JudgeAnswer, Poll, choices_of
 
 Unit = tuple[str, int, int]
 
@@ -139,3 +146,54 @@ def win_rates(poll: Poll, labels: Mapping[Unit, str]) -> dict[str, PPI]:
         if unit not in rated and len(pair := poll.models.get(unit[0], ())) > 1
     }
     return corrected_win_rates(rated, rest, poll.labels, labels)
+
+
+def judged_of(poll: Poll) -> Judged:
+    """Votes and verdicts as a judge's report card takes them: pairs of responses, by response.
+
+    A ranking of K responses is K(K-1)/2 pairs. Items with a right answer keep it as gold.
+    """
+    items: dict[str, JudgedItem] = {}
+    votes: list[PersonVote] = []
+    for ballot in poll.ballots:
+        if ballot.repeat:
+            continue
+        for choice in choices_of(ballot):
+            item = pair_item(poll, choice.unit, choice.models, choice.lengths, ballot.gold)
+            items.setdefault(item.id, item)
+            votes.append(PersonVote(item.id, choice.annotator, choice.label))
+    judges: dict[str, list[Record]] = {}
+    for name, answers in poll.judges.items():
+        judges[name] = [as_record(answer) for answer in answers]
+        for answer in answers:
+            if answer.item not in items:
+                models = (*poll.models.get(answer.item, ()), "", "")
+                lengths = poll.lengths.get(answer.item, ())
+                words = (lengths[0], lengths[1]) if len(lengths) == 2 else (0, 0)
+                unit = (answer.item, 0, 1)
+                items[answer.item] = pair_item(poll, unit, (models[0], models[1]), words, None)
+    return Judged(
+        poll.name,
+        items,
+        judges,
+        votes,
+        notes=tuple(note for note in poll.notes if note not in MTBENCH_NOTES),
+    )
+
+
+def pair_item(
+    poll: Poll,
+    unit: Unit,
+    models: tuple[str, str],
+    lengths: tuple[int, int],
+    gold: int | None,
+) -> JudgedItem:
+    """One pair of responses; the first pair of an item has the item's own name."""
+    item, i, j = unit
+    return JudgedItem(
+        item if (i, j) == (0, 1) else f"{item}:{i}:{j}",
+        poll.prompts.get(item, item),
+        models,
+        lengths if any(lengths) else None,
+        gold=None if gold not in (i, j) else "a" if gold == i else "b",
+    )

@@ -123,6 +123,10 @@ class Poll:
     notes: tuple[str, ...] = ()
     models: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The models of each item's responses, rated or not."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """What each item asks, where it is known: items of one prompt are not independent."""
+    lengths: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Words of each item's responses, rated or not."""
 
     @cached_property
     def counted(self) -> list[Ballot]:
@@ -194,6 +198,8 @@ def batch_poll(store: Store, batch_id: int) -> Poll:
             _verdicts(session, batch_id),
             BatchSettings.model_validate(batch.settings),
             models={name: item.models for name, item in items.items() if item.models},
+            prompts={name: item.prompt for name, item in items.items()},
+            lengths={name: item.lengths for name, item in items.items()},
         )
 
 
@@ -207,6 +213,7 @@ class _Item(NamedTuple):
     words: int
     models: tuple[str, ...]
     lengths: tuple[int, ...]
+    prompt: str
 
 
 def _items(session: Session, batch_id: int) -> dict[str, _Item]:
@@ -228,6 +235,7 @@ def _items(session: Session, batch_id: int) -> dict[str, _Item]:
             sum(lengths[name]) + sum(len(str(m.get("content", "")).split()) for m in prompt),
             tuple(models[name]),
             tuple(lengths[name]),
+            json.dumps(prompt),
         )
         for name, kind, gold, prompt in session.execute(rows)
     }
@@ -341,11 +349,13 @@ def read_llmfao(folder: Path) -> Poll:
     pairs-crowd.jsonl and the models' own verdicts are read too where they exist.
     """
     pairs = {str(row["id"]): row for row in _jsonl(folder / "pairs-crowd.jsonl", optional=True)}
+    prompts: dict[str, str] = {}
     ballots = []
     for row in _csv(folder / "crowd-comparisons.csv", ("id", "left", "right", "winner", "worker")):
         pair = pairs.get(row["id"], {})
         lengths = tuple(len(str(pair.get(name) or "").split()) for name in ("result_x", "result_y"))
         words = sum(lengths) + len(str(pair.get("text", "")).split())
+        prompts[row["id"]] = str(pair.get("prompt", row.get("prompt", row["id"])))
         rating = _rating(
             row["winner"], {"left": 1, "right": 4, "tie": 0}, folder / "crowd-comparisons.csv"
         )
@@ -367,7 +377,7 @@ def read_llmfao(folder: Path) -> Poll:
         for name, file in files.items()
         if (folder / file).is_file()
     }
-    return Poll("LLMFAO", ballots, judges)
+    return Poll("LLMFAO", ballots, judges, prompts=prompts)
 
 
 def _llmfao_verdicts(path: Path) -> list[JudgeAnswer]:
