@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
@@ -47,6 +47,18 @@ def maker_of(name: str) -> str:
     return next((maker for maker, word in MAKERS if re.search(word, name, re.I)), "")
 
 
+def with_makers(source: Judged) -> Judged:
+    """A source whose judges and responses have their makers by name, where none are told."""
+    items = {
+        name: replace(item, families=(maker_of(item.models[0]), maker_of(item.models[1])))
+        if not any(item.families)
+        else item
+        for name, item in source.items.items()
+    }
+    families = {name: maker for name in source.judges if (maker := maker_of(name))}
+    return replace(source, items=items, families={**families, **source.families})
+
+
 @dataclass
 class Gathered:
     """What the rows of one source have said so far."""
@@ -76,15 +88,16 @@ class Gathered:
 
     def judged(self) -> Judged:
         """All of it."""
-        families = {name: maker for name in self.judges if (maker := maker_of(name))}
-        return Judged(
-            self.name,
-            self.items,
-            self.judges,
-            self.votes,
-            families,
-            self.published,
-            tuple(self.notes),
+        notes = tuple(self.notes)
+        return with_makers(
+            Judged(
+                self.name,
+                self.items,
+                self.judges,
+                self.votes,
+                published=self.published,
+                notes=notes,
+            )
         )
 
 
@@ -141,7 +154,6 @@ def read_battles(records: Iterable[Record], judges: Mapping[str, str]) -> list[J
             question,
             (first, second),
             _conversation_lengths(row, first == one),
-            (maker_of(first), maker_of(second)),
         )
         known = source.item(item, where)
         who = text_of(row, "judge", where)
@@ -189,7 +201,6 @@ def read_fastchat(records: Iterable[Record]) -> list[Judged]:
             question,
             (first, second),
             None,
-            (maker_of(first), maker_of(second)),
         )
         known = source.item(item, where)
         judge = row.get("judge")
@@ -225,7 +236,6 @@ def read_alpaca(records: Sequence[Record]) -> list[Judged]:
             digest(instruction),
             (one, two),
             (len(str(outputs[0])), len(str(outputs[1]))) if whole else None,
-            (maker_of(one), maker_of(two)),
             identical=whole and outputs[0] == outputs[1],
         )
         known = source.item(item, where)

@@ -17,7 +17,6 @@ from laurel.judge.published import (
     MTBENCH,
     Gathered,
     digest,
-    maker_of,
     named,
     read_alpaca,
     read_battles,
@@ -221,8 +220,7 @@ def described(row: Mapping[str, Any], where: str) -> JudgedItem:
         "" if prompt is None else digest(str(prompt)),
         (models[0], models[1]),
         _pair(sizes) if sizes else None,
-        (maker_of(models[0]), maker_of(models[1])),
-        gold,
+        gold=gold,
         identical=len(texts) == 2 and texts[0] == texts[1],
     )
 

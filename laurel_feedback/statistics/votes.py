@@ -203,6 +203,20 @@ def batch_poll(store: Store, batch_id: int) -> Poll:
         )
 
 
+def batch_polls(address: str) -> list[Poll]:
+    """Every batch of a database; UsageError where there is none."""
+    store = Store(address)
+    try:
+        with store.read() as session:
+            batches = list(session.scalars(select(Batch.id).order_by(Batch.id)))
+        if not batches:
+            fix = "Bring votes or items in: laurel feedback import."
+            raise UsageError("this database has no batch.", where=store.shown, fix=fix)
+        return [batch_poll(store, batch) for batch in batches]
+    finally:
+        store.close()
+
+
 class _Item(NamedTuple):
     """What a ballot says of its item: its kind, the words to read, and of each response the model
     and the words.
