@@ -123,9 +123,10 @@ class Member:
         fields: dict[str, Any] = (
             {"logprobs": True, "top_logprobs": TOP} if chat else {"logprobs": TOP}
         )
-        # the whole distribution is asked for where one token answers: what is drawn does not matter
+        # one token answers, and its whole distribution is asked for: what is drawn does not matter,
+        # and servers that give log-probabilities as they draw give the model's own at 1
         if not self.config.reasoning:
-            fields["max_tokens"] = 1
+            fields |= {"max_tokens": 1, "temperature": 1.0}
         return {**fields, "logprob_token_ids": list(self.label_ids)} if self.way == IDS else fields
 
     def choose_way(self, question: Question) -> None:

@@ -131,6 +131,13 @@ def read_judge(path: str | Path, changes: Mapping[str, Any] | None = None) -> Ju
     return make_judge({**read_yaml(path), **(changes or {})}, str(path))
 
 
+def files_of(path: str | Path) -> list[Path]:
+    """The files that a judge is made of: its own, its prompt, and those of its panel."""
+    config = read_judge(path)
+    prompts = [Path(config.prompt)] if config.prompt and Path(config.prompt).is_file() else []
+    return [Path(path), *prompts, *(file for name in config.panel for file in files_of(name))]
+
+
 def make_judge(values: Mapping[str, Any], where: str) -> JudgeConfig:
     """The judge with these options, checked. where: a file that paths are relative to."""
     root = Path(where).parent

@@ -82,7 +82,11 @@ def label_shares(first: Sequence[Token], labels: Sequence[str]) -> LabelShares |
         if label not in seen:
             mass[label] = bound
     total = sum(mass.values())
-    shares = {label: value / total for label, value in mass.items()} if total > 0 else mass
+    if total <= 0:
+        return None
+    shares = dict[str, float]()
+    for label, value in mass.items():
+        shares[label] = value / total
     return LabelShares(shares, 1.0 - known)
 
 
@@ -121,14 +125,22 @@ def entry(rows: Sequence[Any], position: int) -> dict[str, Any]:
 
 def number(value: Any) -> float:
     """A log-probability; minus infinity for what is none."""
-    fine = isinstance(value, int | float) and not isinstance(value, bool) and value <= 1e-6
-    return float(value) if fine else -math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return -math.inf
+    # rounding may leave it a little above 0; what is NaN is no number either
+    if not value <= 1e-6:
+        return -math.inf
+    return float(value)
 
 
 def label_position(choice: Mapping[str, Any], label: str) -> int | None:
     """Where in a chat's answer the token of its verdict stands: the last that spells the label."""
     logprobs: Any = choice.get("logprobs")
     content: Any = cast("dict[str, Any]", logprobs).get("content") if logprobs else None
-    tokens = cast("list[Any]", content) if isinstance(content, list) else []
-    found = [i for i, one in enumerate(tokens) if spelt(str(one.get("token"))) == label]
-    return found[-1] if found else None
+    if not isinstance(content, list):
+        return None
+    place = None
+    for i, one in enumerate(cast("list[dict[str, Any]]", content)):
+        if spelt(str(one.get("token"))) == label:
+            place = i
+    return place
