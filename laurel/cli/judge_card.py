@@ -14,6 +14,7 @@ from laurel.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from laurel.measure.judge_records import Judged, PersonVote
+    from laurel_feedback.statistics.votes import Poll
 
 SOURCES = (
     "a folder or file of LLMBar, MT-Bench, FastChat's model_judgment, AlpacaEval, Chatbot Arena,"
@@ -117,11 +118,18 @@ def _run(args: argparse.Namespace, found: Sequence[Judged], source: str, verb: s
     if args.html is not None:
         from laurel.report.exhibit_page import write_page
 
-        command = f"laurel judge {verb} {name}"
+        command = f"laurel judge {verb} {name}{_asked(args)}"
         more = "; with --json it writes every figure, and why others are missing"
         write_page(exhibit(cards, name), args.html, command=command, more=more)
         print(f"written: {args.html}", file=sys.stderr)
     return 0
+
+
+def _asked(args: argparse.Namespace) -> str:
+    """The options that make the page again."""
+    options = {"judges": args.judges, "labels": args.labels, "seed": args.seed}
+    words = [f" --{name} {value}" for name, value in options.items() if value]
+    return "".join(words) + (f" --votes {Path(args.votes).name}" if args.votes else "")
 
 
 def _print(shown: Any) -> None:
@@ -155,16 +163,25 @@ def read_source(name: str) -> list[Judged]:
 
 def read_polls(name: str) -> list[Judged] | None:
     """Votes and verdicts of LLMFAO or of a feedback database; None where it is neither."""
+    polls = open_polls(name)
+    if polls is None:
+        return None
+    from laurel_feedback.statistics.judges import judged_of
+
+    return [judged_of(poll) for poll in polls]
+
+
+def open_polls(name: str) -> list[Poll] | None:
+    """The polls of LLMFAO or of a feedback database; None where it is neither."""
     path = Path(name.removeprefix("sqlite:///")).expanduser()
     served = "://" in name and not name.startswith("sqlite:")
     crowd = "crowd-comparisons.csv"
     llmfao = not served and ((path / crowd).is_file() or path.name == crowd)
     if not served and not llmfao and not _is_sqlite(path):
         return None
-    from laurel_feedback.statistics.judges import judged_of
     from laurel_feedback.statistics.votes import batch_polls, file_polls
 
-    return [judged_of(poll) for poll in (file_polls(path) if llmfao else batch_polls(name))]
+    return file_polls(path) if llmfao else batch_polls(name)
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -178,10 +195,9 @@ def _voted(name: str, found: Sequence[Judged]) -> list[Judged]:
     """The sources with people's votes from another file."""
     from laurel.judge.recorded import read_recorded, read_votes, with_votes
 
-    polls = read_polls(name)
-    votes: Sequence[PersonVote]
-    if polls is not None:
-        votes = [vote for poll in polls for vote in poll.votes]
+    votes = poll_votes(name)
+    if votes is not None:
+        pass
     elif Path(name).name == "human.jsonl":
         votes = [vote for one in read_recorded(name) for vote in one.votes]
     else:
@@ -194,6 +210,24 @@ def _voted(name: str, found: Sequence[Judged]) -> list[Judged]:
             fix=f"Items are called {', '.join(list(known)[:3])}.",
         )
     return [with_votes(one, votes) for one in found]
+
+
+def poll_votes(name: str) -> list[PersonVote] | None:
+    """People's votes of LLMFAO or of a database; None where it is neither.
+
+    Votes on a spot check are about the pair that was judged, as it was judged.
+    """
+    polls = open_polls(name)
+    if polls is None:
+        return None
+    from laurel_feedback.statistics.judges import judged_of
+
+    votes: list[PersonVote] = []
+    for poll in polls:
+        own = {item: check for check, item in poll.checks.items()}
+        given = judged_of(poll).votes
+        votes += [replace(vote, item=own.get(vote.item, vote.item)) for vote in given]
+    return votes
 
 
 def merged(sources: Sequence[tuple[str, Sequence[Judged]]]) -> list[Judged]:

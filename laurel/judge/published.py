@@ -23,7 +23,7 @@ PEOPLE = re.compile(r"^(arena_user|expert|author|user|human|worker|annotator|per
 AUTHORS = re.compile(r"^author", re.I)
 """MT-Bench's own authors, whom its agreement table leaves out."""
 MAKERS = (
-    ("openai", r"gpt-?[345]|gpt-?4|chatgpt|davinci|^o[134]\b|openai"),
+    ("openai", r"gpt[- ]?[345]|chatgpt|davinci|^o[134]\b|openai"),
     ("anthropic", r"claude"),
     ("google", r"palm|bard|gemini|gemma|flan"),
     ("meta", r"^llama|^meta"),
@@ -203,8 +203,8 @@ def read_fastchat(records: Iterable[Record]) -> list[Judged]:
             None,
         )
         known = source.item(item, where)
-        judge = row.get("judge")
-        name = str(judge[0] if isinstance(judge, list) and judge else judge or "judge")
+        told: Any = row.get("judge") or "judge"
+        name = told if isinstance(told, str) else str(told[0])
         labels = {one: "a" if first == one else "b", two: "b" if first == one else "a"}
         words = {"model_1": labels[one], "model_2": labels[two], "tie": "tie", "error": "invalid"}
         for game, shown in (("g1", one), ("g2", two)):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from laurel.core.errors import UsageError
+from laurel.core.files import read_json
 from laurel.data.csv_table import Record
 from laurel.data.read import SUFFIXES, read_records, suffix_of
 from laurel.judge.published import (
@@ -148,10 +149,12 @@ def _llmbar_answers(
         if row.get("input") != asked.get("input") or row.get("label") != asked.get("label"):
             fix = "Rows stand in the order of dataset.json."
             raise UsageError("this is another item than in dataset.json.", where=where, fix=fix)
-        both: list[Any] = [one for one in row.get("results") or [] if isinstance(one, dict)]
+        results: list[Any] = row.get("results") or []
+        # a strategy may have asked other things first, and a swapped one decides anew at the end
+        plain = [k for k, one in enumerate(results) if "swap = False" in one]
         for swapped, order in ((False, (0, 1)), (True, (1, 0))):
-            told: Any = both[0].get(f"swap = {swapped}") if both else None
-            if not isinstance(told, dict):
+            told = results[plain[0]].get(f"swap = {swapped}") if plain else None
+            if told is None:
                 what = f"there is no answer `swap = {swapped}`."
                 raise UsageError(what, where=where, fix="Rating evaluators compare nothing.")
             source.answer(judge, item, _llmbar_status(told, where), order=order)
@@ -162,19 +165,20 @@ def _llmbar_status(told: Mapping[str, Any], where: str) -> str:
     winner: Any = told.get("winner")
     if winner is not None:
         return named(str(winner), LLMBAR, "winner", where)
-    spoken: Any = told.get("completion")
-    text = spoken[0] if isinstance(spoken, list) and spoken else spoken
-    return "invalid" if text else "error"
+    spoken: Any = told.get("completion") or ""
+    return "invalid" if (spoken if isinstance(spoken, str) else spoken[0]) else "error"
 
 
 def read_verdicts(path: Path, records: Sequence[Record]) -> Judged:
     """Our own verdicts.jsonl: a row for each question, with `id`, `judge`, `order`, `status`.
 
-    items.jsonl beside it tells of each id what the card can use: prompt, models, responses or
-    lengths, gold. Scores of single responses are no verdicts on pairs and are refused.
+    judgements.jsonl beside it tells of each id what the card can use (prompt, models, lengths,
+    gold), summary.json the price. Scores of single responses are no verdicts on pairs and are
+    refused.
     """
     source = Gathered(path.parent.name or path.stem)
-    beside = path.parent / "items.jsonl"
+    beside = path.parent / "judgements.jsonl"
+    each = _price(path.parent / "summary.json", records)
     for where, row in read_records(beside) if beside.is_file() else []:
         source.item(described(row, where), where)
     for where, row in records:
@@ -194,10 +198,17 @@ def read_verdicts(path: Path, records: Sequence[Record]) -> Judged:
             order=_pair(order) if order else None,
             chance=row.get("chance"),
             tokens=_pair(tokens) if tokens else None,
-            cost=row.get("cost"),
+            cost=row.get("cost", each),
             **({"repeat": int(row["repeat"])} if row.get("repeat") is not None else {}),
         )
     return source.judged()
+
+
+def _price(path: Path, records: Sequence[Record]) -> float | None:
+    """What each answer cost, where one judge's whole price is known."""
+    judges = {row.get("judge") for _, row in records}
+    told: Any = read_json(path).get("cost") if path.is_file() and len(judges) == 1 else None
+    return float(told) / len(records) if isinstance(told, int | float) else None
 
 
 def _pair(values: Any) -> tuple[int, int]:
@@ -205,13 +216,13 @@ def _pair(values: Any) -> tuple[int, int]:
 
 
 def described(row: Mapping[str, Any], where: str) -> JudgedItem:
-    """An item by the columns that a row has: id, prompt, models, responses or lengths, gold."""
+    """An item by the columns that a row has: id, prompt, models, lengths, both texts, gold."""
     models = [str(name or "") for name in row.get("models") or ("", "")]
-    texts = row.get("responses") or []
+    texts = [row["first"], row["second"]] if {"first", "second"} <= row.keys() else []
     sizes = row.get("lengths") or [len(str(text)) for text in texts]
     gold = row.get("gold")
     if gold is not None:
-        gold = named(str(gold), {"a": "a", "b": "b", "0": "a", "1": "b"}, "gold", where)
+        gold = named(str(gold), {"a": "a", "b": "b"}, "gold", where)
     if len(models) != 2 or len(sizes) not in (0, 2):
         raise UsageError("an item has two responses.", where=where, fix="Give two of each.")
     prompt = row.get("prompt")

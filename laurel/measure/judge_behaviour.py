@@ -49,13 +49,15 @@ def share_of_hits(hits: Sequence[float], prompts: Sequence[Hashable], reason: st
 def swap_bias(
     answers: Iterable[JudgeAnswer], prompt: Callable[[str], Hashable] | None = None
 ) -> PositionBias | None:
-    """The items asked in both orders, one answer of each; None without any. See `position_bias`.
+    """The items asked in both orders, the first answer of each; None without any.
+
+    See `position_bias`.
 
     prompt: an item -> its prompt; the intervals are then by prompt.
     """
     straight, swapped, items = [], [], []
     for item, given in by_item(answers).items():
-        by_order = {answer.order[:1]: answer.status for answer in given if answer.order}
+        by_order = {a.order[:1]: a.status for a in first_asked(given) if a.order}
         if (0,) in by_order and (1,) in by_order:
             items.append(item)
             for column, order in ((straight, (0,)), (swapped, (1,))):
@@ -95,6 +97,15 @@ def by_item(answers: Iterable[JudgeAnswer]) -> dict[str, list[JudgeAnswer]]:
     for answer in answers:
         asked[answer.item].append(answer)
     return asked
+
+
+def first_asked(given: Iterable[JudgeAnswer]) -> list[JudgeAnswer]:
+    """The answers about one item without those that ask the same again."""
+    answers = list(given)
+    least: dict[tuple[int, ...] | None, int] = {}
+    for answer in answers:
+        least[answer.order] = min(answer.repeat, least.get(answer.order, answer.repeat))
+    return [answer for answer in answers if answer.repeat == least[answer.order]]
 
 
 def parse_rate(judged: Judged, answers: Sequence[JudgeAnswer]) -> Agreement:
@@ -216,9 +227,12 @@ def self_preference(judged: Judged, name: str, labels: Mapping[str, str]) -> Agr
 
 
 def last_words(judged: Judged, name: str) -> dict[str, str]:
-    """The judge's last word on each item that it was asked about."""
+    """The judge's last word on each item that it was asked about; what was asked again is left out."""
     asked = by_item(judged.judges[name])
-    return {item: final_status(a.status for a in given) for item, given in asked.items()}
+    return {
+        item: final_status(answer.status for answer in first_asked(given))
+        for item, given in asked.items()
+    }
 
 
 def total_cost(answers: Sequence[JudgeAnswer]) -> tuple[int | None, int | None, float | None]:

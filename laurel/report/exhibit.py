@@ -82,6 +82,6 @@ class Exhibit:
     grids: tuple[Grid, ...] = ()
     tables: tuple[Table, ...] = ()
     charts: tuple[Chart, ...] = ()
-    dots: tuple[Dots, ...] = ()
     claims: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    dots: tuple[Dots, ...] = ()

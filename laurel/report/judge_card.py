@@ -225,7 +225,7 @@ def win_rate_table(card: Card, judge: JudgeCard, before: str, whole: bool) -> Ta
     """Each system's win rates, best first by the judge."""
     few = "people" if card.labels is None else f"people, {card.labels} items"
     heads = ("system", "verdicts", "equal lengths", few, "corrected", "lambda", "all people")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             name,
             short(rate.plain),

@@ -127,6 +127,8 @@ class Poll:
     """What each item asks, where it is known: items of one prompt are not independent."""
     lengths: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Words of each item's responses, rated or not."""
+    checks: dict[str, str] = field(default_factory=dict)
+    """Of spot checks of a judge: the name of the pair that was judged, and of the item here."""
 
     @cached_property
     def counted(self) -> list[Ballot]:
@@ -200,6 +202,7 @@ def batch_poll(store: Store, batch_id: int) -> Poll:
             models={name: item.models for name, item in items.items() if item.models},
             prompts={name: item.prompt for name, item in items.items()},
             lengths={name: item.lengths for name, item in items.items()},
+            checks={item.check: name for name, item in items.items() if item.check},
         )
 
 
@@ -228,6 +231,7 @@ class _Item(NamedTuple):
     models: tuple[str, ...]
     lengths: tuple[int, ...]
     prompt: str
+    check: str
 
 
 def _items(session: Session, batch_id: int) -> dict[str, _Item]:
@@ -241,7 +245,8 @@ def _items(session: Session, batch_id: int) -> dict[str, _Item]:
     for item, model, text in session.execute(texts.order_by(Response.item_id, Response.place)):
         models[item].append(model)
         lengths[item].append(len(text.split()))
-    rows = select(Item.id, Item.kind, Item.gold, Item.prompt).where(Item.batch_id == batch_id)
+    columns = (Item.id, Item.kind, Item.gold, Item.prompt, Item.source)
+    rows = select(*columns).where(Item.batch_id == batch_id)
     return {
         name: _Item(
             kind,
@@ -250,8 +255,9 @@ def _items(session: Session, batch_id: int) -> dict[str, _Item]:
             tuple(models[name]),
             tuple(lengths[name]),
             json.dumps(prompt),
+            str(source.get("spot check", "")),
         )
-        for name, kind, gold, prompt in session.execute(rows)
+        for name, kind, gold, prompt, source in session.execute(rows)
     }
 
 
