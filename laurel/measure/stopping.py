@@ -9,8 +9,8 @@ other answer i is bet on by
 
     M(a, b) = integral over theta in [1/2, 1] of (2 theta)^a (2 (1 - theta))^b dprior(theta)
 
-with a draws of i and b of m: under the hypothesis a draw among the two is i with a chance of at
-most 1/2, so that M, which begins at 1, does not grow on average. Whoever comes first, second, ... is
+with a draws of i and b of m: under the hypothesis a draw among the two is i with a chance of 1/2 at
+most, so that M, which begins at 1, does not grow on average. Whoever comes first, second, ... is
 not known before, and is bet on with its share of the stake from its first draw on:
 
     E_m = sum over r of w_r M(max(a_r, 1), b) / M(1, 0),    w_r = 1 / (r (r + 1))

@@ -1,0 +1,1 @@
+"""The sample is kept, no gradient is taken: best-of-n, votes, process-reward search, curves."""
