@@ -24,6 +24,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "how good a model is: greedy accuracy, pass@k, majority@k, with intervals",
     ),
     "sample": ("laurel.cli.eval", "what a model says to a prompt"),
+    "choose": (
+        "laurel.cli.choose",
+        "the best of several answers, or their vote: best-of-n, self-consistency, search, curves",
+    ),
     "serve": (
         "laurel.cli.serve",
         "a model for other programs: OpenAI's and vLLM's wire on this machine",

@@ -28,7 +28,7 @@ ORDERS = 64
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A question as curves need it: of each answer its vote, whether it is right, and its tokens."""
+    """A question as curves need it: of each answer its vote, and whether it is right."""
 
     question: Question
     votes: Sequence[Hashable | None]
