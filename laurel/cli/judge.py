@@ -7,6 +7,7 @@ from typing import Any
 
 def add_parser(subparsers: Any) -> None:
     """Register `judge` with its verbs; `args.run` is what the command line calls."""
+    from laurel.cli.judge_card import add_calibrate, add_compare
     from laurel.cli.judge_run import add_run
 
     parser = subparsers.add_parser(
@@ -14,3 +15,5 @@ def add_parser(subparsers: Any) -> None:
     )
     verbs = parser.add_subparsers(dest="judge_verb", required=True, metavar="VERB")
     add_run(verbs)
+    add_calibrate(verbs)
+    add_compare(verbs)

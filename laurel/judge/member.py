@@ -48,8 +48,8 @@ class Question:
 class Member:
     """A model on a server, with its prompt. Started when it is made; `close` ends what it began."""
 
-    def __init__(self, config: JudgeConfig, cache: Cache) -> None:
-        self.config, self.cache = config, cache
+    def __init__(self, config: JudgeConfig, cache: Cache, name: str = "") -> None:
+        self.config, self.cache, self.name = config, cache, name or config.name
         self.prompt = load_prompt(config.prompt or config.form)
         self.labels = labels_of(self.prompt, config)
         self.child = None if config.url is not None else ModelServer(config.model)
@@ -187,7 +187,7 @@ class Member:
         """The verdict in the answers to one question: one, or several samples."""
         read = [self.read(question, reply) for reply in replies]
         blank = Verdict(
-            self.config.name,
+            self.name,
             INVALID,
             question.order,
             question.repeat,

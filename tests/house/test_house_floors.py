@@ -40,6 +40,7 @@ VERBS = (
     "laurel.cli.tabular",
     "laurel.cli.prompt",
     "laurel.cli.judge_run",
+    "laurel.cli.judge_card",
 )
 """The files of laurel that know another package: its verbs, imported when they are asked for."""
 DOORS = {"__init__": {"core"}, "__main__": {"cli"}}
