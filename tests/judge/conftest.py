@@ -25,7 +25,7 @@ def config(server):
     """`config(form="score")`: the options of a judge on it."""
 
     def make(**more):
-        base = {"model": "m", "url": server.url, "timeout": 0.4, "retries": 1, "patience": 1.0}
+        base = {"model": "m", "url": server.url, "timeout": 0.3, "retries": 1, "patience": 1.0}
         return make_judge({**base, **more}, "test")
 
     return make

@@ -255,7 +255,7 @@ class Scripted:
         self.bodies, self.asked, self.answered = [], Counter(), Counter()
         self.guard, self.over = threading.Lock(), threading.Event()
         self.log = open(log, "a") if log else None
-        self.times = []
+        self.times, self.hung = [], False
         self.http = Http(("127.0.0.1", port), Handler)
         self.http.scripted = self
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
@@ -272,6 +272,8 @@ class Scripted:
     def take(self, handler, body):
         """Answer, or misbehave."""
         path = handler.path
+        if self.hung:
+            return silent(handler, body)
         if path == "/v1/models":
             return handler.send(b'{"data": [{"id": "m"}]}')
         if path == "/tokenize" and "tokenize" in self.kinds:
