@@ -115,8 +115,19 @@ class Client:
         return self.wire.run(self._ask_all(requests, watch or (lambda _: None)))
 
     def fetch(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """What the server says to something else than a question."""
-        return self.wire.run(self.wire.call(self.url, path, body, seconds=self.config.timeout))
+        """What the server says to something else than a question; it is waited for as for one."""
+        return self.wire.run(self._fetch(path, body))
+
+    async def _fetch(self, path: str, body: Mapping[str, Any] | None) -> Any:
+        tries = 0
+        while True:
+            try:
+                return await self.wire.call(self.url, path, body, seconds=self.config.timeout)
+            except ServerDown as error:
+                await self._until_alive(error)
+                tries += 1
+                if tries > self.config.retries:
+                    raise
 
     async def _ask_all(self, requests: Sequence[Request], watch: Watch) -> list[Reply]:
         keys = [self.key(request) for request in requests]

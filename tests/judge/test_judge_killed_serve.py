@@ -1,0 +1,152 @@
+"""A real `laurel serve` killed among its verdicts, and who asks it: the files are the same."""
+
+import json
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+
+import httpx2
+import pytest
+from judge_models import chat_model
+from judge_server import free_port
+
+PROMPT = """\
+name: short
+version: 1
+user: |
+  {prompt}
+  {first}
+  {second}
+  Which is better, A or B?
+answer_prefix: "The better one is"
+choices: {A: the first, B: the second}
+labels: {A: a, B: b}
+"""
+FILES = ("verdicts.jsonl", "judgements.jsonl", "preferences.jsonl", "summary.json")
+
+
+class Served:
+    """`laurel serve` on one port, and a source that is judged with it."""
+
+    def __init__(self, folder, model, count, **options):
+        self.folder, self.model, self.count = folder, model, count
+        self.port = free_port()
+        self.process = None
+        (folder / "short.yaml").write_text(PROMPT)
+        rows = [
+            {"prompt": f"Once there were {i} cats.", "responses": [f"They ran {i}.", f"{i} sat."]}
+            for i in range(count)
+        ]
+        self.source = folder / "source.jsonl"
+        self.source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.judge = folder / "judge.yaml"
+        url = f"http://127.0.0.1:{self.port}"
+        how = {"label": "logprobs", "least_mass": 0.0, "prompt": "short.yaml", "patience": 120}
+        self.judge.write_text(json.dumps({"model": "m", "url": url, **how, **options}))
+
+    def serve(self):
+        """Begin; whoever asks waits until it listens."""
+        words = ["serve", str(self.model), "--port", str(self.port), "--served_model_name", "m"]
+        with (self.folder / "serve.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "laurel", *words], stdout=log, stderr=log
+            )
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def begin(self, output):
+        words = ["judge", "run", str(self.judge), str(self.source)]
+        with (self.folder / f"{output}.log").open("w") as log:
+            return subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "laurel", *words),
+                    *("--output_dir", str(self.folder / output)),
+                ],
+                stdout=log,
+                stderr=log,
+            )
+
+    def finish(self, run, output):
+        assert run.wait(600) == 0, (self.folder / f"{output}.log").read_text()
+        return (self.folder / f"{output}.log").read_text()
+
+    def kept(self, output):
+        """How many answers are on disk."""
+        path = self.folder / output / "answers.sqlite"
+        if not path.exists():
+            return 0
+        try:
+            with closing(sqlite3.connect(path)) as base:
+                return base.execute("SELECT count(*) FROM answer").fetchone()[0]
+        except sqlite3.OperationalError:
+            return 0
+
+    def wait_for(self, output, share):
+        until = time.monotonic() + 300
+        while self.kept(output) < share * 2 * self.count:
+            assert time.monotonic() < until, (self.folder / f"{output}.log").read_text()
+            time.sleep(0.02)
+
+    def files(self, output):
+        return {name: (self.folder / output / name).read_bytes() for name in FILES}
+
+
+def asked_for(port):
+    """How many completions the server has begun since it started."""
+    text = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+    found = re.findall(r"^vllm:request_success_total\{.*\} ([0-9.e+]+)$", text, re.MULTILINE)
+    return sum(map(float, found))
+
+
+def killed_and_continued(found):
+    """The undisturbed run, then the server killed, then who asks."""
+    found.serve()
+    try:
+        found.finish(found.begin("calm"), "calm")
+        calm = found.files("calm")
+        statuses = [json.loads(line)["status"] for line in calm["judgements.jsonl"].splitlines()]
+        assert len(statuses) == found.count
+        assert set(statuses) <= {"a", "b", "inconsistent"}
+        run = found.begin("server")
+        found.wait_for("server", 0.4)
+        found.kill()
+        assert run.poll() is None
+        found.serve()
+        found.finish(run, "server")
+        assert found.files("server") == calm
+        run = found.begin("asker")
+        found.wait_for("asker", 0.4)
+        run.kill()
+        assert run.wait() == -signal.SIGKILL
+        kept = found.kept("asker") - 1  # one row says in which way it asks
+        before = asked_for(found.port)
+        said = found.finish(found.begin("asker"), "asker")
+        assert found.files("asker") == calm
+        assert f"{kept} answers were known" in said
+        assert asked_for(found.port) - before <= 2 * found.count - kept + 8
+    finally:
+        found.kill()
+
+
+@pytest.fixture
+def model(tmp_path):
+    chat_model().save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.slow
+def test_laurel_serve_killed_among_verdicts(tmp_path, model):
+    killed_and_continued(Served(tmp_path, model, 60))
+
+
+@pytest.mark.whole
+def test_laurel_serve_killed_among_two_thousand_verdicts(tmp_path, shared):
+    """The real model of stories, as a base model."""
+    model = shared("models/tinystories-656k")
+    killed_and_continued(Served(tmp_path, model, 1000, api="completions"))
