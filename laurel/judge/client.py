@@ -94,10 +94,18 @@ class Spending:
 
 
 class Client:
-    """Asks one server. identity: what tells the model from any other, for the cache."""
+    """Asks one server.
 
-    def __init__(self, config: JudgeConfig, url: str, identity: str, cache: Cache) -> None:
-        self.config, self.url, self.identity, self.cache = config, url, identity, cache
+    start: gives its address, once there is something to ask: a model that is served for this judge
+    alone is not loaded for answers that are known. identity: what tells the model from any other,
+    for the cache.
+    """
+
+    def __init__(
+        self, config: JudgeConfig, start: Callable[[], str], identity: str, cache: Cache
+    ) -> None:
+        self.config, self.start, self.identity, self.cache = config, start, identity, cache
+        self.url = ""
         self.wire = Wire(LONGER, config.api_key)
         self.spending = Spending()
         self.path = "/v1/chat/completions" if config.api == "chat" else "/v1/completions"
@@ -105,6 +113,7 @@ class Client:
         # of the client, not of a call: several threads may ask
         self.places = asyncio.Semaphore(config.concurrency)
         self.waiting = asyncio.Lock()
+        self.starting = asyncio.Lock()
 
     def close(self) -> None:
         """End the connections."""
@@ -115,19 +124,22 @@ class Client:
         return self.wire.run(self._ask_all(requests, watch or (lambda _: None)))
 
     def fetch(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """What the server says to something else than a question; it is waited for as for one."""
+        """What the server says to something else than a question; None where it does not say.
+
+        It is waited for as for a question.
+        """
+        self.url = self.url or self.start()
         return self.wire.run(self._fetch(path, body))
 
     async def _fetch(self, path: str, body: Mapping[str, Any] | None) -> Any:
-        tries = 0
-        while True:
+        for _ in range(2):
             try:
                 return await self.wire.call(self.url, path, body, seconds=self.config.timeout)
+            except ServerRefusal:
+                return None
             except ServerDown as error:
                 await self._until_alive(error)
-                tries += 1
-                if tries > self.config.retries:
-                    raise
+        return None
 
     async def _ask_all(self, requests: Sequence[Request], watch: Watch) -> list[Reply]:
         keys = [self.key(request) for request in requests]
@@ -177,6 +189,9 @@ class Client:
         body = {"model": self.config.model, "seed": seed, **request.body, **self.config.extra_body}
         body = body if self.config.url is not None else {**body, "model": ""}
         tries = 0
+        async with self.starting:
+            # it may load a model: in a thread, so that the loop goes on
+            self.url = self.url or await asyncio.to_thread(self.start)
         while True:
             await self._pace()
             try:

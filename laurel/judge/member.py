@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from laurel.core.errors import LaurelError
-from laurel.core.http import ServerDown
 from laurel.judge.cache import Cache, cache_key
 from laurel.judge.child import ModelServer, digest_of_folder
 from laurel.judge.client import Client, Reply, Request, Watch
@@ -55,19 +54,26 @@ class Question:
 
 
 class Member:
-    """A model on a server, with its prompt. Started when it is made; `close` ends what it began."""
+    """A model on a server, with its prompt; `close` ends what it began."""
 
     def __init__(self, config: JudgeConfig, cache: Cache, name: str = "") -> None:
         self.config, self.cache, self.name = config, cache, name or config.name
         self.prompt = load_prompt(config.prompt or config.form)
         self.labels = labels_of(self.prompt, config)
-        self.child = None if config.url is not None else ModelServer(config.model)
-        url = self.child.url if self.child is not None else str(config.url)
-        identity = config.model if self.child is None else digest_of_folder(config.model)
-        self.client = Client(config, url.rstrip("/").removesuffix("/v1"), identity, cache)
+        self.child: ModelServer | None = None
+        local = config.url is None
+        identity = digest_of_folder(config.model) if local else config.model
+        self.client = Client(config, self.start, identity, cache)
         self.way = ""
         self.settled = False
         self.label_ids: tuple[int, ...] = ()
+
+    def start(self) -> str:
+        """The address of the server, which is started here where the model is a folder."""
+        if self.config.url is not None:
+            return self.config.url.rstrip("/").removesuffix("/v1")
+        self.child = ModelServer(self.config.model)
+        return self.child.url
 
     def close(self) -> None:
         """End the connections, and the server if it is ours."""
@@ -195,13 +201,7 @@ class Member:
     def tokenize(self, text: str) -> list[int] | None:
         """The ids of a text by itself; None where the server does not say."""
         body = {"prompt": text, "add_special_tokens": False}
-        try:
-            answer = self.client.fetch("/tokenize", body)
-        except ServerDown:
-            raise
-        except LaurelError:
-            return None
-        ids = mapping(answer).get("tokens")
+        ids = mapping(self.client.fetch("/tokenize", body)).get("tokens")
         fine = isinstance(ids, list) and all(isinstance(one, int) for one in cast("list[Any]", ids))
         return cast("list[int]", ids) if fine else None
 
