@@ -14,7 +14,7 @@ CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content
 NUMBERS = "123456789"
 
 
-def chat_model(seed=0, positions=4096):
+def chat_model(seed=0, positions=4096, hidden=32):
     """A random model over characters with ChatML's special tokens, inclined to say labels."""
     tokenizer = char_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
@@ -23,10 +23,10 @@ def chat_model(seed=0, positions=4096):
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
-        intermediate_size=64,
+        intermediate_size=2 * hidden,
         max_position_embeddings=positions,
         initializer_range=0.2,
         eos_token_id=tokenizer.eos_token_id,

@@ -1,137 +1,17 @@
-"""A real `laurel serve` killed among its verdicts, and who asks it: the files are the same."""
+"""Real servers killed among their verdicts, and who asks them: the files are the same."""
 
-import json
-import re
-import signal
-import sqlite3
-import subprocess
 import sys
-import time
-from contextlib import closing
+from pathlib import Path
 
-import httpx2
 import pytest
-from judge_models import chat_model
-from judge_server import free_port
+from judge_models import chat_model, direct_next
+from judge_runs import Served, killed_and_continued
 
-PROMPT = """\
-name: short
-version: 1
-user: |
-  {prompt}
-  {first}
-  {second}
-  Which is better, A or B?
-answer_prefix: "The better one is"
-choices: {A: the first, B: the second}
-labels: {A: a, B: b}
-"""
-FILES = ("verdicts.jsonl", "judgements.jsonl", "preferences.jsonl", "summary.json")
+from laurel.judge.judge import Judge, Pair
+from laurel.judge.options import make_judge
 
-
-class Served:
-    """`laurel serve` on one port, and a source that is judged with it."""
-
-    def __init__(self, folder, model, count, **options):
-        self.folder, self.model, self.count = folder, model, count
-        self.port = free_port()
-        self.process = None
-        (folder / "short.yaml").write_text(PROMPT)
-        rows = [
-            {"prompt": f"Once there were {i} cats.", "responses": [f"They ran {i}.", f"{i} sat."]}
-            for i in range(count)
-        ]
-        self.source = folder / "source.jsonl"
-        self.source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.judge = folder / "judge.yaml"
-        url = f"http://127.0.0.1:{self.port}"
-        how = {"label": "logprobs", "least_mass": 0.0, "prompt": "short.yaml", "patience": 120}
-        self.judge.write_text(json.dumps({"model": "m", "url": url, **how, **options}))
-
-    def serve(self):
-        """Begin; whoever asks waits until it listens."""
-        words = ["serve", str(self.model), "--port", str(self.port), "--served_model_name", "m"]
-        with (self.folder / "serve.log").open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "laurel", *words], stdout=log, stderr=log
-            )
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-    def begin(self, output):
-        words = ["judge", "run", str(self.judge), str(self.source)]
-        with (self.folder / f"{output}.log").open("w") as log:
-            return subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "laurel", *words),
-                    *("--output_dir", str(self.folder / output)),
-                ],
-                stdout=log,
-                stderr=log,
-            )
-
-    def finish(self, run, output):
-        assert run.wait(600) == 0, (self.folder / f"{output}.log").read_text()
-        return (self.folder / f"{output}.log").read_text()
-
-    def kept(self, output):
-        """How many answers are on disk."""
-        path = self.folder / output / "answers.sqlite"
-        if not path.exists():
-            return 0
-        try:
-            with closing(sqlite3.connect(path)) as base:
-                return base.execute("SELECT count(*) FROM answer").fetchone()[0]
-        except sqlite3.OperationalError:
-            return 0
-
-    def wait_for(self, output, share):
-        until = time.monotonic() + 300
-        while self.kept(output) < share * 2 * self.count:
-            assert time.monotonic() < until, (self.folder / f"{output}.log").read_text()
-            time.sleep(0.02)
-
-    def files(self, output):
-        return {name: (self.folder / output / name).read_bytes() for name in FILES}
-
-
-def asked_for(port):
-    """How many completions the server has begun since it started."""
-    text = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
-    found = re.findall(r"^vllm:request_success_total\{.*\} ([0-9.e+]+)$", text, re.MULTILINE)
-    return sum(map(float, found))
-
-
-def killed_and_continued(found):
-    """The undisturbed run, then the server killed, then who asks."""
-    found.serve()
-    try:
-        found.finish(found.begin("calm"), "calm")
-        calm = found.files("calm")
-        statuses = [json.loads(line)["status"] for line in calm["judgements.jsonl"].splitlines()]
-        assert len(statuses) == found.count
-        assert set(statuses) <= {"a", "b", "inconsistent"}
-        run = found.begin("server")
-        found.wait_for("server", 0.4)
-        found.kill()
-        assert run.poll() is None
-        found.serve()
-        found.finish(run, "server")
-        assert found.files("server") == calm
-        run = found.begin("asker")
-        found.wait_for("asker", 0.4)
-        run.kill()
-        assert run.wait() == -signal.SIGKILL
-        kept = found.kept("asker") - 1  # one row says in which way it asks
-        before = asked_for(found.port)
-        said = found.finish(found.begin("asker"), "asker")
-        assert found.files("asker") == calm
-        assert f"{kept} answers were known" in said
-        assert asked_for(found.port) - before <= 2 * found.count - kept + 8
-    finally:
-        found.kill()
+sys.path.insert(0, str(Path(__file__).parents[1] / "rollout"))
+from vllm_server import OPTIONS, PYTHON, SETTINGS, needs_vllm
 
 
 @pytest.fixture
@@ -150,3 +30,94 @@ def test_laurel_serve_killed_among_two_thousand_verdicts(tmp_path, shared):
     """The real model of stories, as a base model."""
     model = shared("models/tinystories-656k")
     killed_and_continued(Served(tmp_path, model, 1000, api="completions"))
+
+
+PAIRS = [Pair(f"p{i}", f"Count to {i}.", f"1 to {i}", f"{i} to 1") for i in range(4)]
+
+
+class Vllm(Served):
+    """The real vLLM."""
+
+    def command(self):
+        words = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
+        words += ["--served-model-name", "m", "--host", "127.0.0.1", "--port", str(self.port)]
+        words += ["--enforce-eager", "--dtype", "float32", "--max-model-len", "1024"]
+        words += ["--generation-config", "vllm", *OPTIONS[:2]]
+        return [str(PYTHON), *words], SETTINGS
+
+
+class TransformersServe(Served):
+    """`transformers serve`, which knows its model by its folder."""
+
+    name = ""
+
+    def command(self):
+        command = [str(Path(sys.executable).parent / "transformers"), "serve", str(self.model)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu"]
+        return command, {"HF_HUB_OFFLINE": "1"}
+
+    def asked(self):
+        return None
+
+
+def by_hand(policy, pair):
+    """P(first better) of the short prompt in both orders, by transformers; and the mass on none."""
+    chances, missing = [], []
+    for first, second in ((pair.first, pair.second), (pair.second, pair.first)):
+        said = f"{pair.prompt}\n{first}\n{second}\nWhich is better, A or B?"
+        p = direct_next(policy, [{"role": "user", "content": said}], "AB")
+        chances.append(p["A"] / sum(p.values()))
+        missing.append(1 - sum(p.values()))
+    return [chances[0], 1 - chances[1]], missing
+
+
+@needs_vllm
+@pytest.mark.whole
+def test_vllm(tmp_path):
+    """Both ways of log-probabilities, the soft labels of transformers, killed and started again."""
+    policy = chat_model(hidden=128, positions=1024)
+    policy.save(tmp_path / "model")
+    found = Vllm(tmp_path, tmp_path / "model", 40, patience=400)
+    found.serve()
+    try:
+        url = f"http://127.0.0.1:{found.port}"
+        options = {"model": "m", "url": url, "label": "logprobs", "least_mass": 0.0}
+        options |= {"prompt": str(tmp_path / "short.yaml"), "patience": 400}
+        for way in ("logprob_token_ids", "top_logprobs"):
+            with Judge(make_judge(options, "test")) as judge, pytest.MonkeyPatch.context() as patch:
+                if way == "top_logprobs":
+                    patch.setattr(type(judge.members[0]), "tokenize", lambda self, text: None)
+                judged = judge.compare(PAIRS)
+                assert judge.ways == {"m": way}
+            for pair, one in zip(PAIRS, judged, strict=True):
+                chances, missing = by_hand(policy, pair)
+                assert [v.chance for v in one.verdicts] == pytest.approx(chances, abs=1e-4)
+                assert [v.missing_mass for v in one.verdicts] == pytest.approx(missing, abs=1e-4)
+    finally:
+        found.kill()
+    killed_and_continued(found)
+
+
+@pytest.mark.whole
+def test_transformers_serve(tmp_path):
+    """It leaves log-probabilities out: samples are drawn, and the summary says so. Text, killed."""
+    policy = chat_model(positions=1024)
+    policy.causal.generation_config.do_sample = True
+    policy.save(tmp_path / "model")
+    found = TransformersServe(tmp_path, tmp_path / "model", 40, label="text")
+    found.serve()
+    try:
+        url = f"http://127.0.0.1:{found.port}"
+        options = {"model": str(found.model), "url": url, "label": "logprobs", "num_samples": 16}
+        options |= {"prompt": str(tmp_path / "short.yaml"), "patience": 120}
+        with Judge(make_judge(options, "test")) as judge:
+            judged = judge.compare(PAIRS)
+            assert list(judge.ways.values()) == ["samples"]
+        for pair, one in zip(PAIRS, judged, strict=True):
+            chances, _ = by_hand(policy, pair)
+            for verdict, chance in zip(one.verdicts, chances, strict=True):
+                read = round(16 * (1 - verdict.missing_mass)) if verdict.status != "invalid" else 0
+                assert not read or abs(verdict.chance - chance) < 2 / read**0.5
+    finally:
+        found.kill()
+    killed_and_continued(found)

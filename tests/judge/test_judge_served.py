@@ -208,8 +208,8 @@ def test_a_folder_is_served_and_its_server_ended(folder, config, served):
     before = children()
     mine = make_judge({"model": str(folder), "label": "logprobs", "least_mass": 0.0}, "test")
     with Judge(mine) as judge:
-        assert children() - before
         found = judge.compare(PAIRS)
+        assert children() - before
         log = judge.members[0].child.log
         assert log.exists()
     agrees(found, served.policy, config())
@@ -221,6 +221,7 @@ def test_the_server_of_a_killed_judge_ends(folder, tmp_path):
     code = (
         "import sys\nfrom laurel.judge.judge import Judge\nfrom laurel.judge.options import"
         " make_judge\njudge = Judge(make_judge({'model': sys.argv[1]}, 'test'))\n"
+        "judge.members[0].start()\n"
         "print(judge.members[0].child.process.pid, flush=True)\nsys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(folder)]
