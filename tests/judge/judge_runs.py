@@ -32,13 +32,13 @@ FILES = ("verdicts.jsonl", "judgements.jsonl", "preferences.jsonl", "summary.jso
 class Served:
     """`laurel serve` on one port, and a source that is judged with it; subclasses: other servers."""
 
-    name = "m"
+    name, prompt = "m", PROMPT
 
     def __init__(self, folder, model, count, **options):
         self.folder, self.model, self.count = folder, model, count
         self.port = free_port()
         self.process = None
-        (folder / "short.yaml").write_text(PROMPT)
+        (folder / "short.yaml").write_text(self.prompt)
         rows = [
             {"prompt": f"Once there were {i} cats.", "responses": [f"They ran {i}.", f"{i} sat."]}
             for i in range(count)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from judge_models import chat_model, direct_next
-from judge_runs import Served, killed_and_continued
+from judge_runs import PROMPT, Served, killed_and_continued
 
 from laurel.judge.judge import Judge, Pair
 from laurel.judge.options import make_judge
@@ -27,9 +27,15 @@ def test_laurel_serve_killed_among_verdicts(tmp_path, model):
 
 @pytest.mark.whole
 def test_laurel_serve_killed_among_two_thousand_verdicts(tmp_path, shared):
-    """The real model of stories, as a base model."""
+    """The real model of stories, whose next word is the label."""
     model = shared("models/tinystories-656k")
-    killed_and_continued(Served(tmp_path, model, 1000, api="completions"))
+    killed_and_continued(Stories(tmp_path, model, 1000, api="completions"))
+
+
+class Stories(Served):
+    """Labels that a base model says."""
+
+    prompt = PROMPT.replace("{A: a, B: b}", "{all: a, an: b}")
 
 
 PAIRS = [Pair(f"p{i}", f"Count to {i}.", f"1 to {i}", f"{i} to 1") for i in range(4)]
