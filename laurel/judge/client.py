@@ -250,9 +250,10 @@ class Client:
     async def _alive(self) -> bool:
         """Does the server answer anything?"""
         try:
-            await self.wire.call(self.url, "/v1/models", seconds=PROBE)
-        except ServerDown:
-            return False
+            await self.wire.call(self.url, "/v1/models", seconds=PROBE, plain=True)
+        except ServerDown as error:
+            # some cannot list their models, and answer all the same
+            return error.lives
         except LaurelError:
             return True
         return True

@@ -255,7 +255,7 @@ class Scripted:
         self.bodies, self.asked, self.answered = [], Counter(), Counter()
         self.guard, self.over = threading.Lock(), threading.Event()
         self.log = open(log, "a") if log else None
-        self.times, self.hung = [], False
+        self.times, self.hung, self.models = [], False, None
         self.http = Http(("127.0.0.1", port), Handler)
         self.http.scripted = self
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
@@ -274,6 +274,8 @@ class Scripted:
         path = handler.path
         if self.hung:
             return silent(handler, body)
+        if path == "/v1/models" and self.models:
+            return self.models(handler, body)
         if path == "/v1/models":
             return handler.send(b'{"data": [{"id": "m"}]}')
         if path == "/tokenize" and "tokenize" in self.kinds:

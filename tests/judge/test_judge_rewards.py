@@ -23,12 +23,16 @@ def toy(tmp_path_factory):
     return make_toy(tmp_path_factory.mktemp("toy"))
 
 
-def a_fifth(body, digest, count):
-    """A fifth of the questions fails: half of them with an error, half with prose."""
-    place = int(digest[:8], 16) / 2**32
-    if place < 0.1:
-        return status(500)
-    return SAID["prose"] if place < 0.2 else None
+def fails(share):
+    """A fault of this share of the questions: half of them get an error, half prose."""
+
+    def fault(body, digest, count):
+        place = int(digest[:8], 16) / 2**32
+        if place < share / 2:
+            return status(500)
+        return SAID["prose"] if place < share else None
+
+    return fault
 
 
 class Failing(Scripted):
@@ -50,7 +54,7 @@ class Failing(Scripted):
 
 @pytest.fixture
 def failing(hasty):
-    with Failing(a_fifth) as found:
+    with Failing(fails(0.2)) as found:
         yield found
 
 
@@ -131,8 +135,8 @@ def by_hand(failing, rows):
 
 def test_pairs_with_failures(toy, tmp_path, hasty):
     """The reward is the mean chance against the other answers; one failed comparison fails both."""
-    few = lambda body, digest, count: a_fifth(body, digest, count) if digest < "66" else None  # noqa: E731
-    with Failing(few) as failing:
+    # a sample is in six questions
+    with Failing(fails(0.08)) as failing:
         judge = judge_file(tmp_path, failing.url, label="logprobs")
         code, rows = trained("grpo", toy, tmp_path, judge, max_failed_fraction=0.9)
     assert code == 0
