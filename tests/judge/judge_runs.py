@@ -123,7 +123,7 @@ def killed_and_continued(found):
         calm = found.files("calm")
         statuses = [json.loads(line)["status"] for line in calm["judgements.jsonl"].splitlines()]
         assert len(statuses) == found.count
-        assert set(statuses) <= {"a", "b", "inconsistent"}
+        assert {"invalid"} < set(statuses) | {"invalid"} <= {"a", "b", "inconsistent", "invalid"}
         run = found.begin("server")
         found.wait_for("server", 0.4)
         found.kill()
