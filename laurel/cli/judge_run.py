@@ -65,17 +65,21 @@ def run(args: argparse.Namespace) -> int:
     """Judge; 0, or 1 where questions got no answer."""
     from laurel.judge.judge import Judge
     from laurel.judge.options import read_judge
-    from laurel.judge.run import CACHE, HowToRun, judge_answered, write_judged
+    from laurel.judge.run import CACHE, HowToRun, judge_all, prepare, repeated, write_judged
 
     check(args)
     config = read_judge(args.judge)
     answered = read_source(args)
     folder = Path(args.output_dir)
     how = HowToRun(args.pairs_per_prompt, args.repeat_share, args.ties == "half", args.seed)
+    todo = prepare(config, answered, how)
     folder.mkdir(parents=True, exist_ok=True)
     with Judge(config, cache=config.cache or folder / CACHE) as judge:
-        with progress("questions answered") as watch:
-            found = judge_answered(judge, answered, how, watch)
+        asked = [one.pair.id for one in todo.pairs] or [item.id for item in todo.items]
+        twice = [name for name in asked if repeated(name, how)]
+        total = judge.questions(len(asked) + len(twice))
+        with progress("questions", total) as watch:
+            found = judge_all(judge, todo, how, watch)
         facts = write_judged(folder, judge, found, how)
         spent = judge.spending().values()
         known = sum(one.cached for one in spent)
@@ -214,17 +218,18 @@ def check_rows(found: Judged, drawn_for: Callable[[str], bool]) -> list[dict[str
 
 
 @contextmanager
-def progress(words: str) -> Iterator[Callable[[int], None]]:
-    """A count where somebody looks; what it gives is told how many more are done."""
+def progress(words: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar where somebody looks; what it gives is told how many more are done."""
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Left
 
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn(words), MofNCompleteColumn())
+    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), Left())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task(words, total=None)
+        task = bar.add_task(words, total=total)
         yield lambda count: bar.advance(task, count)
 
 

@@ -41,7 +41,9 @@ class ServerTimeout(ServerDown):
 
 
 class ServerBusy(ServerDown):
-    """A server that asks to be asked later."""
+    """A server that asks to be asked later. `after`: in so many seconds, if it says."""
+
+    after = 0.0
 
 
 class ServerRefusal(LaurelError):
@@ -159,20 +161,22 @@ class Wire:
         broken = 0
         while True:
             try:
-                status, data = await self._once(url + path, body, room)
-                check_status(status, data, url + path)
+                status, data, after = await self._once(url + path, body, room)
+                check_status(status, data, url + path, after, self.key)
                 return None if plain else read_answer(data, url + path)
             except ServerDown as error:
-                busy = isinstance(error, ServerBusy)
-                broken += not busy
+                if isinstance(error, ServerBusy):
+                    await asyncio.sleep(max(error.after, PAUSES[-1]))
+                    continue
+                broken += 1
                 if broken >= TRIES:
                     raise
-                await asyncio.sleep(PAUSES[-1] if busy else PAUSES[broken - 1])
+                await asyncio.sleep(PAUSES[broken - 1])
 
     async def _once(
         self, address: str, body: Mapping[str, Any] | None, room: int
-    ) -> tuple[int, bytes]:
-        """The status and the bytes of one answer."""
+    ) -> tuple[int, bytes, float]:
+        """The status and the bytes of one answer, and in how many seconds to ask again."""
         import httpx2
 
         if self.client is None:
@@ -187,7 +191,8 @@ class Wire:
                     if len(data) > room:
                         what = f"its answer is longer than {room} bytes."
                         raise ServerDown(what, where=address)
-                return response.status_code, bytes(data)
+                after = seconds_of(response.headers.get("retry-after"))
+                return response.status_code, bytes(data), after
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             what = f"the connection failed: {reason}."
@@ -213,14 +218,26 @@ def make_client(variable: str = KEY) -> Any:
     )
 
 
-def check_status(status: int, data: bytes, where: str) -> None:
+def seconds_of(header: str | None) -> float:
+    """The seconds of `Retry-After`; 0 without one, and for a date, which says less than a second
+    try does.
+    """
+    text = (header or "").strip()
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0.0
+
+
+def check_status(
+    status: int, data: bytes, where: str, after: float = 0.0, key: str = KEY
+) -> None:
     """The error that the status of an answer is, if it is one."""
     if status in BUSY:
-        raise ServerBusy(f"it is busy (HTTP {status}): {said(data)}", where=where)
+        error = ServerBusy(f"it is busy (HTTP {status}): {said(data)}", where=where)
+        error.after = after
+        raise error
     if status in BROKEN:
         raise ServerDown(f"it failed (HTTP {status}): {said(data)}", where=where)
     if status == 401:
-        fix = f"Its API key is read from the environment variable {KEY}."
+        fix = f"Its API key is read from the environment variable {key}."
         raise UsageError(f"it refuses (HTTP {status}): {said(data)}", where=where, fix=fix)
     if status // 100 != 2:
         raise refusal(status, f"it refuses (HTTP {status}): {said(data)}", where)

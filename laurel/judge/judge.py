@@ -82,11 +82,10 @@ class Judge:
     def __init__(self, config: JudgeConfig, *, cache: str | Path | None = None) -> None:
         self.config = config
         self.cache = Cache(cache or config.cache)
-        configs = [read_judge(path) for path in config.panel] or [config]
         self.members = list[Member]()
         try:
-            for one in configs:
-                self.members.append(Member(one, self.cache))
+            for name, one in named_members(config):
+                self.members.append(Member(one, self.cache, name))
         except BaseException:
             self.close()
             raise
@@ -107,16 +106,16 @@ class Judge:
     @property
     def names(self) -> list[str]:
         """Of the models."""
-        return [member.config.name for member in self.members]
+        return [member.name for member in self.members]
 
     @property
     def ways(self) -> dict[str, str]:
         """model -> how it says how sure it is."""
-        return {one.config.name: one.way or one.config.label for one in self.members}
+        return {one.name: one.way or one.config.label for one in self.members}
 
     def spending(self) -> dict[str, Spending]:
         """model -> tokens read and written."""
-        return {one.config.name: one.client.spending for one in self.members}
+        return {one.name: one.client.spending for one in self.members}
 
     def money(self) -> float | None:
         """What was asked now cost; None where a price is missing."""
@@ -156,7 +155,7 @@ class Judge:
 
         A judge of pairs gives none: UsageError.
         """
-        if compares := [one.config.name for one in self.members if one.config.compares]:
+        if compares := [one.name for one in self.members if one.config.compares]:
             fix = "Take form: score, or rubric."
             raise UsageError("it judges pairs, not single responses.", where=compares[0], fix=fix)
         found: list[list[Verdict]] = [[] for _ in items]
@@ -174,6 +173,19 @@ class Judge:
         member = self.members[0]
         requests = [written(member.config, ask) for ask in asks]
         return member.client.ask(requests, watch)
+
+
+def named_members(config: JudgeConfig) -> list[tuple[str, JudgeConfig]]:
+    """The judges by name: a panel's by its models, or by its files where two have one model."""
+    if not config.panel:
+        return [(config.name, config)]
+    configs = [read_judge(path) for path in config.panel]
+    names = [one.name for one in configs]
+    if len(set(names)) < len(names):
+        names = [Path(path).stem for path in config.panel]
+    if len(set(names)) < len(names):
+        raise UsageError("two of its files have one name.", where="panel", fix="Rename one.")
+    return list(zip(names, configs, strict=True))
 
 
 def written(config: JudgeConfig, ask: Ask) -> Request:

@@ -100,8 +100,11 @@ class JudgeConfig(Options):
 
     @property
     def name(self) -> str:
-        """What its verdicts are filed under."""
-        return Path(self.model).name if self.url is None else self.model
+        """What its verdicts are filed under: of a run's `model` the run's name."""
+        if self.url is not None:
+            return self.model
+        path = Path(self.model)
+        return path.parent.name if path.name == "model" else path.name
 
     @property
     def compares(self) -> bool:
@@ -129,6 +132,15 @@ def read_judge(path: str | Path, changes: Mapping[str, Any] | None = None) -> Ju
     if not Path(path).is_file():
         raise UsageError("there is no such file.", where=f"judge {path}", fix="Write judge.yaml.")
     return make_judge({**read_yaml(path), **(changes or {})}, str(path))
+
+
+def judges_pairs(config: JudgeConfig) -> bool:
+    """Is it asked about pairs? A panel's judges must be of one kind: UsageError."""
+    kinds = {read_judge(path).compares for path in config.panel} or {config.compares}
+    if len(kinds) > 1:
+        fix = "Take judges of pairs, or of single responses."
+        raise UsageError("its judges judge different things.", where="panel", fix=fix)
+    return kinds.pop()
 
 
 def files_of(path: str | Path) -> list[Path]:

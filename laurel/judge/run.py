@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from laurel.core.errors import UsageError
 from laurel.core.files import atomic_file, write_atomic
 from laurel.judge.judge import Item, Judge, spoken
 from laurel.judge.labels import preference_rows
+from laurel.judge.options import JudgeConfig, judges_pairs
 from laurel.judge.sources import Answered, Drawn, items_of, pairs_of
 from laurel.judge.verdict import ERROR, Judgement, as_row
 
@@ -52,34 +53,37 @@ class HowToRun:
     seed: int = 0
 
 
-def judge_answered(
-    judge: Judge, answered: Sequence[Answered], how: HowToRun, watch: Watch | None = None
-) -> Judged:
-    """Every pair, or every response, of what is to be judged."""
-    reference = judge.config.reference
-    if not judge.config.compares and judge.config.form != "pair" and not judge.config.panel:
-        items = items_of(answered, reference)
-        again = [item for item in items if repeated(item.id, how)]
-        return Judged(
-            items=items,
-            judgements=judge.score(items, watch=watch),
-            again=judge.score(again, repeat=1, watch=watch),
-        )
+def prepare(config: JudgeConfig, answered: Sequence[Answered], how: HowToRun) -> Judged:
+    """The pairs, or the single responses, that a judge is to be asked about.
+
+    Errors: UsageError where there are none.
+    """
+    if not judges_pairs(config):
+        return Judged(items=items_of(answered, config.reference))
     pairs, left_out = pairs_of(
-        answered, per_prompt=how.per_prompt, seed=how.seed, reference=reference
+        answered, per_prompt=how.per_prompt, seed=how.seed, reference=config.reference
     )
     if not pairs:
-        raise UsageError(
-            "no row has two responses that differ.",
-            where="source",
-            fix="Judge it with form: score?",
+        fix = "Judge them with form: score?"
+        raise UsageError("no row has two responses that differ.", where="source", fix=fix)
+    return Judged(pairs=pairs, left_out=left_out)
+
+
+def judge_all(judge: Judge, todo: Judged, how: HowToRun, watch: Watch | None = None) -> Judged:
+    """What was prepared, judged; a share of it twice."""
+    if todo.pairs:
+        pairs = [one.pair for one in todo.pairs]
+        twice = [pair for pair in pairs if repeated(pair.id, how)]
+        return replace(
+            todo,
+            judgements=judge.compare(pairs, watch=watch),
+            again=judge.compare(twice, repeat=1, watch=watch),
         )
-    twice = [one.pair for one in pairs if repeated(one.pair.id, how)]
-    return Judged(
-        pairs=pairs,
-        judgements=judge.compare([one.pair for one in pairs], watch=watch),
-        again=judge.compare(twice, repeat=1, watch=watch),
-        left_out=left_out,
+    items = [item for item in todo.items if repeated(item.id, how)]
+    return replace(
+        todo,
+        judgements=judge.score(todo.items, watch=watch),
+        again=judge.score(items, repeat=1, watch=watch),
     )
 
 
@@ -136,7 +140,7 @@ def total_tokens(every: Sequence[Judgement]) -> list[int]:
 
 def cost_of(judge: Judge, every: Sequence[Judgement]) -> float | None:
     """Their price; None unless each judge has one."""
-    prices = {one.config.name: one.config.price for one in judge.members}
+    prices = {one.name: one.config.price for one in judge.members}
     total = 0.0
     for one in every:
         for verdict in one.verdicts:
@@ -181,4 +185,12 @@ def score_row(item: Item, judged: Judgement) -> dict[str, Any]:
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """JSON lines, whole or not at all."""
     with atomic_file(path) as file:
-        file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
+        file.writelines(json_line(row) for row in rows)
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """A row as UTF-8; half a surrogate pair, which is none, as it is escaped."""
+    try:
+        return f"{json.dumps(row, ensure_ascii=False)}\n".encode()
+    except UnicodeEncodeError:
+        return f"{json.dumps(row)}\n".encode()

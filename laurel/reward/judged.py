@@ -21,7 +21,7 @@ from typing import Any
 from laurel.core.errors import UsageError
 from laurel.core.result import Abstain, Failed, Result, Score
 from laurel.judge.judge import Item, Judge, Pair, spoken
-from laurel.judge.options import JudgeConfig, read_judge
+from laurel.judge.options import JudgeConfig, judges_pairs, read_judge
 from laurel.judge.verdict import Judgement
 
 ALONE = "a judge of pairs has nothing to compare it with: take num_generations of 2 or more"
@@ -38,7 +38,7 @@ class JudgeReward:
     @property
     def win_chances(self) -> bool:
         """Is the reward P(better than another answer to the prompt)?"""
-        return compares(self.config) and self.config.against is None
+        return judges_pairs(self.config) and self.config.against is None
 
     def __call__(
         self, prompts: list[Any], completions: list[Any], **columns: list[Any]
@@ -55,7 +55,7 @@ class JudgeReward:
                 self.judge = Judge(self.config)
         references = columns.get(self.config.reference or "", [""] * len(prompts))
         rows = list(zip(prompts, completions, references, strict=True))
-        if not compares(self.config):
+        if not judges_pairs(self.config):
             items = [
                 Item(str(i), prompt, said, spoken(reference or ""))
                 for i, (prompt, said, reference) in enumerate(rows)
@@ -108,11 +108,6 @@ Row = tuple[Any, Any, Any]
 """Prompt, completion, reference."""
 
 
-def compares(config: JudgeConfig) -> bool:
-    """Is it a judge of pairs? A panel is what its first judge is."""
-    return read_judge(config.panel[0]).compares if config.panel else config.compares
-
-
 def by_prompt(rows: Sequence[Row]) -> list[list[int]]:
     """The places of the answers to each prompt."""
     groups: dict[str, list[int]] = {}
@@ -150,7 +145,5 @@ def parse(name: str) -> JudgeReward:
     if not path:
         raise UsageError("no file is named.", where=f"reward `{name}`", fix="judge:judge.yaml")
     config = read_judge(path)
-    if config.panel and len({read_judge(one).compares for one in config.panel}) > 1:
-        fix = "Take judges of pairs, or of single responses."
-        raise UsageError("its judges judge different things.", where=path, fix=fix)
+    judges_pairs(config)
     return JudgeReward(config, Path(path).stem)
