@@ -78,26 +78,27 @@ def fit_linear(
     counts). The intervals of the weights leave out one prompt at a time (jackknife).
     """
     names = list(pairs)
-    gap = np.array(
-        [
-            np.subtract(features(pairs[n][0], pairs[n][1]), features(pairs[n][0], pairs[n][2]))
-            for n in names
-        ]
-    )
-    spread = gap.std(0)
-    rows = gap / np.where(spread > 0, spread, 1)
-    share = np.array([taught.get(name, (0.5, 0.0))[0] for name in names])
-    count = np.array([taught.get(name, (0.5, 0.0))[1] for name in names])
+    rows = _gaps([pairs[name] for name in names])
+    share, count = np.array([taught.get(name, (0.5, 0.0)) for name in names]).T
     of = np.array([str(prompts[name]) for name in names])
     gaps: dict[str, float] = {}
     without: list[np.ndarray] = []
     for prompt in sorted(set(of.tolist())):
         out = of == prompt
         without.append(_weights(rows[~out], share[~out], count[~out]))
-        found = rows[out] @ without[-1]
-        gaps |= dict(zip(np.array(names)[out].tolist(), found.tolist(), strict=True))
+        held = [name for name, apart in zip(names, out.tolist(), strict=True) if apart]
+        found = (rows[out] @ without[-1]).tolist()
+        gaps.update(zip(held, found, strict=True))
     weights = _weights(rows, share, count)
     return LinearReward(weights, _jackknife(without), gaps)
+
+
+def _gaps(pairs: Sequence[tuple[str, str, str]]) -> np.ndarray:
+    """[pairs, features] those of the first response less the second's, in standard deviations."""
+    first = np.array([features(prompt, one) for prompt, one, _ in pairs])
+    second = np.array([features(prompt, two) for prompt, _, two in pairs])
+    spread = (first - second).std(0)
+    return (first - second) / np.where(spread > 0, spread, 1)
 
 
 def _weights(rows: np.ndarray, share: np.ndarray, count: np.ndarray) -> np.ndarray:

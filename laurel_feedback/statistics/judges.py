@@ -23,7 +23,6 @@ from laurel.measure.judge_records import (
     JudgedItem,
     PersonVote,
     as_labels,
-    final_status,
     final_statuses,
 )
 from laurel.measure.judging import (
@@ -120,14 +119,6 @@ def as_record(judged: JudgeAnswer) -> Record:
 def verdicts_of(answers: Iterable[JudgeAnswer]) -> dict[str, str]:
     """A judge's last word on each item."""
     return final_statuses(map(as_record, answers))
-
-
-def verdict_of(answers: Sequence[JudgeAnswer]) -> str:
-    """A judge's last word on an item: its valid answers if they agree, else inconsistent.
-
-    With none, its failure.
-    """
-    return final_status(map(status_by_response, answers))
 
 
 def rank_correlations(
