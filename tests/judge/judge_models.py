@@ -9,7 +9,8 @@ from laurel.judge.template import fill, load_prompt
 from laurel.model.policy import Policy
 from laurel.model.scratch import char_tokenizer
 
-CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}\
+CHATML = """{% for m in messages %}\
+{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 NUMBERS = "123456789"
 

@@ -1,4 +1,4 @@
-"""A real server as a process that is killed among its verdicts, and `laurel judge run` beside it."""
+"""A real server, a process that is killed among its verdicts, and `laurel judge run` beside it."""
 
 import json
 import os
@@ -30,7 +30,7 @@ FILES = ("verdicts.jsonl", "judgements.jsonl", "preferences.jsonl", "summary.jso
 
 
 class Served:
-    """`laurel serve` on one port, and a source that is judged with it; subclasses: other servers."""
+    """`laurel serve` on a port, and a source that is judged with it; subclasses: other servers."""
 
     name, prompt = "m", PROMPT
 
@@ -48,7 +48,9 @@ class Served:
         self.judge = folder / "judge.yaml"
         url = f"http://127.0.0.1:{self.port}"
         how = {"label": "logprobs", "least_mass": 0.0, "prompt": "short.yaml", "patience": 120}
-        self.judge.write_text(json.dumps({"model": self.name or str(model), "url": url, **how, **options}))
+        self.judge.write_text(
+            json.dumps({"model": self.name or str(model), "url": url, **how, **options})
+        )
 
     def command(self):
         """What serves the model."""

@@ -1,4 +1,4 @@
-"""Servers that fail, and answers that are none: an error or invalid, never a tie, never a number."""
+"""Servers that fail, answers that are none: an error or invalid, never a tie, never a number."""
 
 import json
 import math

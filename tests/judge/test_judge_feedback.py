@@ -1,7 +1,7 @@
 """A judge over the feedback database: its verdicts beside the items, spot checks beside people."""
 
 import json
-import sys
+import re
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,13 @@ from laurel.cli.main import main
 from laurel_feedback.store.database import Store
 from laurel_feedback.store.tables import Annotator, Assignment, Batch, Item, Response, Verdict, Vote
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "feedback"))
-
 ROWS = [
     {
         "prompt": f"Name tree {n}.",
-        "responses": [{"text": f"Laurel {n}.", "model": "one"}, {"text": f"Oak {n}.", "model": "two"}],
+        "responses": [
+            {"text": f"Laurel {n}.", "model": "one"},
+            {"text": f"Oak {n}.", "model": "two"},
+        ],
     }
     for n in range(16)
 ]
@@ -72,10 +73,12 @@ def test_verdicts_are_kept_beside_their_items(folder, store):
         assert len(found) == 2 * len(ROWS)
         for _, texts, order, status, _ in found:
             assert status == as_shown(texts, order)
-        orders = {item: sorted(order for i, _, order, _, _ in found if i == item) for item, *_ in found}
+        orders = {
+            item: sorted(order for i, _, order, _, _ in found if i == item) for item, *_ in found
+        }
         assert all(both == [[0, 1], [1, 0]] for both in orders.values())
     assert {"a", "b"} <= {status for _, _, _, status, _ in found}
-    judged = [json.loads(line) for line in Path("out/judgements.jsonl").open()]
+    judged = [json.loads(line) for line in Path("out/judgements.jsonl").read_text().splitlines()]
     assert {row["gold"] for row in judged} == {"a", "b", None}
 
 
@@ -138,7 +141,14 @@ def test_spot_checks_go_to_people(folder, capsys):
         store.close()
     capsys.readouterr()
     assert main(["feedback", "report", "feedback.db"]) == 0
-    print(capsys.readouterr().out)
-    assert main(["feedback", "report", "feedback.db", "--json"]) == 0
-    print(capsys.readouterr().out[:6000])
-    assert 0
+    said = capsys.readouterr().out
+    # the person has said of each that the first is better; what the judge says of the responses
+    words = {item: set() for item in items}
+    for item, _, order, status, _ in found:
+        turned = {"a": "b", "b": "a"}.get(status, status) if order == [1, 0] else status
+        words[item].add(turned)
+    agreed = sum(word == {"a"} for word in words.values())
+    decided = sum(len(word) == 1 for word in words.values())
+    assert "Judge m beside people" in said
+    assert re.search(rf"m with a person +{agreed}/{len(items)} ", said)
+    assert re.search(rf"same verdict in both orders +{100 * decided / len(items):.1f} %", said)

@@ -133,8 +133,21 @@ def test_the_tokens_are_ones(tmp_path):
 
 LABELS = ("A", "B", "C")
 parts = st.sampled_from(
-    ["Verdict: A", "verdict - B", "**Verdict:** C", "A", "B.", "(C)", "\n", " ", "I think", "D"]
-    + ["<think>", "</think>", "Verdict", ":", "A or B", "_", "not A", "\r", "\u2028", "**", "-"]
+    [
+        *(
+            "Verdict: A",
+            "verdict - B",
+            "**Verdict:** C",
+            "A",
+            "B.",
+            "(C)",
+            "\n",
+            " ",
+            "I think",
+            "D",
+        ),
+        *("<think>", "</think>", "Verdict", ":", "A or B", "_", "not A", "\r", "\u2028", "**", "-"),
+    ]
 )
 said = st.one_of(st.text(), st.lists(parts, max_size=12).map("".join))
 
@@ -145,7 +158,7 @@ said = st.one_of(st.text(), st.lists(parts, max_size=12).map("".join))
 @example("<think>Verdict: A", False)
 @example("\u0130\nVerdict: A", True)
 def test_a_label_stands_alone_or_in_the_last_line(text, reasoning):
-    """Nothing raises; what is read is the whole answer, or a verdict line after which no word is."""
+    """Nothing raises; what is read is the whole answer, or a verdict line that is the last."""
     label = read_label(text, LABELS, reasoning=reasoning)
     if label is None:
         return
@@ -170,7 +183,14 @@ def test_a_number_is_of_the_scale(text, low, size):
     ("text", "number"),
     [
         *(("-3", -3), ("Verdict: -3", -3), ("3", 3), ("Verdict - 3", 3), ("+3", 3), ("3/5", 3)),
-        *(("-9", None), ("3.5", None), ("3,5", None), ("3-4", None), ("\u00b3", None), ("1/2", None)),
+        *(
+            ("-9", None),
+            ("3.5", None),
+            ("3,5", None),
+            ("3-4", None),
+            ("\u00b3", None),
+            ("1/2", None),
+        ),
         *(("\u0663", None), ("3 / 5", 3), ("three", None), ("3e0", None), ("**3**", 3)),
     ],
 )
@@ -178,7 +198,9 @@ def test_a_minus_is_part_of_a_number(text, number):
     assert read_number(text, -5, 5, reasoning=False) == number
 
 
-@pytest.mark.parametrize("piece", ["_", ":", "verdict:", "<think>", "</think>", " ", "\n", "/", "-"])
+@pytest.mark.parametrize(
+    "piece", ["_", ":", "verdict:", "<think>", "</think>", " ", "\n", "/", "-"]
+)
 def test_long_answers_are_read_at_once(piece):
     """Two million letters of what a regular expression would go back over."""
     begin = time.monotonic()

@@ -87,7 +87,7 @@ def test_scores_with_a_fifth_of_failures(toy, tmp_path, failing):
     """Each reward is a score of the judge's, or none: nothing becomes a zero."""
     judge = judge_file(tmp_path, failing.url, form="score", concurrency=4)
     code, rows = trained("grpo", toy, tmp_path, judge)
-    assert code == 0 and {row["step"] for row in rows} == {0, 1, 2, 3} or len(rows) == 64
+    assert code == 0 and len(rows) == 64
     failed = 0
     for row in rows:
         (result,) = row["results"].values()
@@ -105,7 +105,7 @@ def test_scores_with_a_fifth_of_failures(toy, tmp_path, failing):
 def test_too_many_failures_end_the_run(toy, tmp_path, failing, capsys, form):
     """max_failed_fraction .1, and a fifth fails."""
     judge = judge_file(tmp_path, failing.url, form=form)
-    code, rows = trained("grpo", toy, tmp_path, judge, max_failed_fraction=0.1)
+    code, _ = trained("grpo", toy, tmp_path, judge, max_failed_fraction=0.1)
     said = capsys.readouterr().err
     assert code == 1
     assert "could not be scored (at most 10% may fail)" in said and "judge" in said
