@@ -7,11 +7,14 @@ import pytest
 from judge_models import chat_model, direct_next
 from judge_runs import PROMPT, Served, killed_and_continued
 
+from laurel.cli.main import main
 from laurel.judge.judge import Judge, Pair
 from laurel.judge.member import TOP
 from laurel.judge.options import make_judge
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rollout"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from processes import begin
 from vllm_server import OPTIONS, PYTHON, SETTINGS, needs_vllm
 
 
@@ -21,9 +24,25 @@ def model(tmp_path):
     return tmp_path / "model"
 
 
-@pytest.mark.slow
+class Warm(Served):
+    """`laurel serve` in a process that need not import it all anew."""
+
+    def serve(self):
+        command, _ = self.command()
+        self.process = begin(served, command[3:], log=self.folder / "serve.log")
+
+    def kill(self):
+        self.process.kill()
+        self.process.join()
+
+
+def served(words):
+    """The command, in a process of its own."""
+    sys.exit(main(words))
+
+
 def test_laurel_serve_killed_among_verdicts(tmp_path, model):
-    killed_and_continued(Served(tmp_path, model, 60))
+    killed_and_continued(Warm(tmp_path, model, 40))
 
 
 @pytest.mark.whole
@@ -119,19 +138,19 @@ def test_transformers_serve(tmp_path):
     policy = chat_model(positions=1024)
     policy.causal.generation_config.do_sample = True
     policy.save(tmp_path / "model")
-    found = TransformersServe(tmp_path, tmp_path / "model", 40, label="text")
+    found = TransformersServe(tmp_path, tmp_path / "model", 40, label="text", max_tokens=1)
     found.serve()
     try:
         url = f"http://127.0.0.1:{found.port}"
-        options = {"model": str(found.model), "url": url, "label": "logprobs", "num_samples": 16}
-        options |= {"prompt": str(tmp_path / "short.yaml"), "patience": 120}
+        options = {"model": str(found.model), "url": url, "label": "logprobs", "num_samples": 64}
+        options |= {"prompt": str(tmp_path / "short.yaml"), "patience": 120, "max_tokens": 1}
         with Judge(make_judge(options, "test")) as judge:
             judged = judge.compare(PAIRS)
             assert list(judge.ways.values()) == ["samples"]
         for pair, one in zip(PAIRS, judged, strict=True):
             chances, _ = by_hand(policy, pair)
             for verdict, chance in zip(one.verdicts, chances, strict=True):
-                read = round(16 * (1 - verdict.missing_mass)) if verdict.status != "invalid" else 0
+                read = round(64 * (1 - verdict.missing_mass)) if verdict.status != "invalid" else 0
                 assert not read or abs(verdict.chance - chance) < 2 / read**0.5
     finally:
         found.kill()

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from judge_models import chat_model, direct_chances, direct_next, soft_label, spelling
+from judge_runs import PROMPT
 
 from laurel.judge.judge import Item, Judge, Pair, values_of
 from laurel.judge.member import Question
@@ -64,18 +65,30 @@ def test_soft_labels_by_the_likeliest_tokens(served, config, monkeypatch):
     agrees(found, served.policy, config())
 
 
-def test_samples_are_the_servers_own(served, config):
-    """The share of each label among 8 answers, which are those of the same seeds asked by hand; it
-    comes near the probabilities.
-    """
-    with Judge(config(label="samples", num_samples=24)) as judge:
+def test_samples_are_the_servers_own(served, config, tmp_path):
+    """The share of each label among 8 answers, which are those of the seeds 0 to 7 by hand."""
+    (tmp_path / "short.yaml").write_text(PROMPT)
+    how = {"label": "samples", "max_tokens": 1, "prompt": str(tmp_path / "short.yaml")}
+    with Judge(config(**how)) as judge:
         found = judge.compare(PAIRS[:2])
+        assert judge.compare(PAIRS[:2])[0].soft_label == found[0].soft_label
     for pair, one in zip(PAIRS, found, strict=False):
-        label, _, _ = soft_label(served.policy, pair, config())
-        assert one.soft_label == pytest.approx(label, abs=0.25)
-        assert all(0 <= v.missing_mass <= 1 for v in one.verdicts)
-    with Judge(config(label="samples", num_samples=24)) as judge:
-        assert judge.compare(PAIRS[:2]) == found
+        for verdict, (first, second) in zip(one.verdicts, both_orders(pair), strict=True):
+            said = f"{pair.prompt}\n{first}\n{second}\nWhich is better, A or B?"
+            answers = [drawn(served, said, seed) for seed in range(8)]
+            a, b = answers.count("A"), answers.count("B")
+            chance = a / (a + b) if verdict.order == (0, 1) else b / (a + b)
+            assert verdict.chance == pytest.approx(chance)
+            assert verdict.missing_mass == pytest.approx(1 - (a + b) / 8)
+
+
+def drawn(served, said, seed):
+    """One answer of one token."""
+    body = {"messages": [{"role": "user", "content": said}], "seed": seed}
+    answer = served.client.post(
+        "/v1/chat/completions", json={**body, "model": "m", "max_tokens": 1, "temperature": 1.0}
+    )
+    return answer.json()["choices"][0]["message"]["content"]
 
 
 def test_text_is_the_likeliest_answer(served, config):
@@ -213,6 +226,7 @@ def children():
     return {one.pid for one in psutil.Process().children(recursive=True)}
 
 
+@pytest.mark.whole
 def test_a_folder_is_served_and_its_server_ended(folder, config, served):
     """Its soft labels are those of the same model elsewhere; no process and no log is left."""
     before = children()
