@@ -226,9 +226,7 @@ def seconds_of(header: str | None) -> float:
     return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0.0
 
 
-def check_status(
-    status: int, data: bytes, where: str, after: float = 0.0, key: str = KEY
-) -> None:
+def check_status(status: int, data: bytes, where: str, after: float = 0.0, key: str = KEY) -> None:
     """The error that the status of an answer is, if it is one."""
     if status in BUSY:
         error = ServerBusy(f"it is busy (HTTP {status}): {said(data)}", where=where)
