@@ -276,9 +276,11 @@ def _alpaca_item(row: Mapping[str, Any], where: str) -> JudgedItem:
 
 def _alpaca_order(row: Mapping[str, Any]) -> tuple[int, int] | None:
     """Which output was shown first, as `m`; None where the row does not tell."""
-    shown: Any = row.get("referenced_models") or {}
-    first = shown.get("m") if isinstance(shown, Mapping) else None
-    return {"output_1": (0, 1), "output_2": (1, 0)}.get(str(first))
+    shown: Any = row.get("referenced_models")
+    for first, order in (("output_1", (0, 1)), ("output_2", (1, 0))):
+        if shown in ({"m": first}, {"m": first, "M": "output_1"}, {"m": first, "M": "output_2"}):
+            return order
+    return None
 
 
 def _alpaca_status(row: Mapping[str, Any], where: str) -> tuple[str, float | None]:
