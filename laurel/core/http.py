@@ -33,7 +33,12 @@ BROKEN = (500, 502, 504)
 
 
 class ServerDown(LaurelError):
-    """A server does not answer, or not in JSON: another one may take its place."""
+    """A server does not answer, or not in JSON: another one may take its place.
+
+    lives: it answered, if with a failure of its own.
+    """
+
+    lives = False
 
 
 class ServerTimeout(ServerDown):
@@ -233,7 +238,10 @@ def check_status(status: int, data: bytes, where: str, after: float = 0.0, key: 
         error.after = after
         raise error
     if status in BROKEN:
-        raise ServerDown(f"it failed (HTTP {status}): {said(data)}", where=where)
+        broken = ServerDown(f"it failed (HTTP {status}): {said(data)}", where=where)
+        # the others are a gateway's words about a server behind it
+        broken.lives = status == 500
+        raise broken
     if status == 401:
         fix = f"Its API key is read from the environment variable {key}."
         raise UsageError(f"it refuses (HTTP {status}): {said(data)}", where=where, fix=fix)

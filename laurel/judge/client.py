@@ -18,6 +18,7 @@ from laurel.core.errors import LaurelError
 from laurel.core.http import ServerDown, ServerRefusal, Wire
 from laurel.judge.cache import Cache, cache_key
 from laurel.judge.options import JudgeConfig
+from laurel.judge.reading import without_halves
 
 PROBE = 5.0
 """Seconds in which a server that lives says so."""
@@ -62,7 +63,7 @@ class Reply:
             if isinstance(message, dict)
             else self.choice.get("text")
         )
-        return found if isinstance(found, str) else ""
+        return without_halves(found) if isinstance(found, str) else ""
 
     @property
     def finish(self) -> str:
@@ -250,9 +251,10 @@ class Client:
     async def _alive(self) -> bool:
         """Does the server answer anything?"""
         try:
-            await self.wire.call(self.url, "/v1/models", seconds=PROBE)
-        except ServerDown:
-            return False
+            await self.wire.call(self.url, "/v1/models", seconds=PROBE, plain=True)
+        except ServerDown as error:
+            # some cannot list their models, and answer all the same
+            return error.lives
         except LaurelError:
             return True
         return True

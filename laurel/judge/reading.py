@@ -42,7 +42,13 @@ def read_number(text: str, low: int, high: int, *, reasoning: bool) -> int | Non
 
 def spoken_part(text: str) -> str:
     """An answer without its thoughts; of one that was cut off in them nothing is left."""
-    return text.rpartition(THOUGHT)[2].partition(THINK)[0]
+    after = text.rpartition(THOUGHT)[2]
+    return "" if THINK in after else after
+
+
+def without_halves(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which no file and no server takes."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def last_line(text: str) -> str:

@@ -87,7 +87,7 @@ def verdict_of_row(judge: str, row: Mapping[str, Any]) -> Verdict:
     status = str(row["status"])
     shown = {"a": "b", "b": "a"}.get(status, status) if swapped else status
     order = [int(place) for place in row["order"]]
-    raw = str(row.get("raw") or "")
+    raw = str(row.get("raw") or "").replace("\0", "\ufffd")  # PostgreSQL has no NUL
     return Verdict(item_id=row["item"], judge=judge, order=order, status=shown, raw=raw)
 
 
@@ -160,7 +160,7 @@ def spot_check(
         {("text" if isinstance(said, str) else "messages"): said, "model": model}
         for said, model in zip((row["first"], row["second"]), models, strict=True)
     ]
-    proposed = ProposedItem(
-        f"pair {number}", row["prompt"], answers, source={"spot check": row["id"]}, ordered=True
-    )
+    # in the order that its verdicts are about
+    source = {"spot check": row["id"]}
+    proposed = ProposedItem(f"pair {number}", row["prompt"], answers, source=source)
     return checked_item(proposed, settings)

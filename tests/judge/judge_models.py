@@ -9,7 +9,8 @@ from laurel.judge.template import fill, load_prompt
 from laurel.model.policy import Policy
 from laurel.model.scratch import char_tokenizer
 
-CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}\
+CHATML = """{% for m in messages %}\
+{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 NUMBERS = "123456789"
 
@@ -43,7 +44,7 @@ def chat_model(seed=0, positions=4096, hidden=32):
 def incline(model, tokenizer):
     """Labels and numbers are likely where an answer begins, and its end is after them."""
     head, end = model.lm_head.weight, tokenizer.convert_tokens_to_ids("<|im_end|>")
-    for said, likely, by in (("", "ABCYNX" + NUMBERS, 4.0), ("A", "", 8.0)):
+    for said, likely, by in (("", "YNX" + NUMBERS, 4.0), ("", "ABC", 5.0), ("A", "", 8.0)):
         text = f"x<|im_start|>assistant\n{said}"
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         state = model.model(ids).last_hidden_state[0, -1]
@@ -88,7 +89,7 @@ def direct_next(policy, messages, labels):
 def spelling(tokenizer, label):
     """The id of a token."""
     found = tokenizer.convert_tokens_to_ids(label)
-    assert found != tokenizer.unk_token_id
+    assert found != tokenizer.unk_token_id or label == tokenizer.unk_token
     return found
 
 

@@ -1,4 +1,4 @@
-"""A real server as a process that is killed among its verdicts, and `laurel judge run` beside it."""
+"""A real server, a process that is killed among its verdicts, and `laurel judge run` beside it."""
 
 import json
 import os
@@ -30,15 +30,15 @@ FILES = ("verdicts.jsonl", "judgements.jsonl", "preferences.jsonl", "summary.jso
 
 
 class Served:
-    """`laurel serve` on one port, and a source that is judged with it; subclasses: other servers."""
+    """`laurel serve` on a port, and a source that is judged with it; subclasses: other servers."""
 
-    name = "m"
+    name, prompt = "m", PROMPT
 
     def __init__(self, folder, model, count, **options):
         self.folder, self.model, self.count = folder, model, count
         self.port = free_port()
         self.process = None
-        (folder / "short.yaml").write_text(PROMPT)
+        (folder / "short.yaml").write_text(self.prompt)
         rows = [
             {"prompt": f"Once there were {i} cats.", "responses": [f"They ran {i}.", f"{i} sat."]}
             for i in range(count)
@@ -48,7 +48,9 @@ class Served:
         self.judge = folder / "judge.yaml"
         url = f"http://127.0.0.1:{self.port}"
         how = {"label": "logprobs", "least_mass": 0.0, "prompt": "short.yaml", "patience": 120}
-        self.judge.write_text(json.dumps({"model": self.name or str(model), "url": url, **how, **options}))
+        self.judge.write_text(
+            json.dumps({"model": self.name or str(model), "url": url, **how, **options})
+        )
 
     def command(self):
         """What serves the model."""
@@ -123,7 +125,7 @@ def killed_and_continued(found):
         calm = found.files("calm")
         statuses = [json.loads(line)["status"] for line in calm["judgements.jsonl"].splitlines()]
         assert len(statuses) == found.count
-        assert set(statuses) <= {"a", "b", "inconsistent"}
+        assert {"invalid"} < set(statuses) | {"invalid"} <= {"a", "b", "inconsistent", "invalid"}
         run = found.begin("server")
         found.wait_for("server", 0.4)
         found.kill()

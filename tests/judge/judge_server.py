@@ -1,5 +1,5 @@
 """A judge over a real socket that speaks OpenAI's wire, decides by the texts alone, and misbehaves
-where asked to: in a thread of the test (`Scripted`), or as a process that can be killed (`spawned`).
+where asked to: in a thread of the test (`Scripted`), or as a process to be killed (`spawn`).
 
 Each question has a digest: of the path and the body. The log has a line for each time it came, with
 what it got: `answer`, or the name of a fault.
@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 DATA = re.compile(r"<<< (\w+) ([0-9a-f]{8})\n(.*?)\n<<< end of \1 \2(?:\n|$)", re.DOTALL)
@@ -254,8 +253,8 @@ class Scripted:
         self.fault, self.pause, self.kinds = fault, pause, set(kinds)
         self.bodies, self.asked, self.answered = [], Counter(), Counter()
         self.guard, self.over = threading.Lock(), threading.Event()
-        self.log = open(log, "a") if log else None
-        self.times, self.hung = [], False
+        self.log = log
+        self.times, self.hung, self.models = [], False, None
         self.http = Http(("127.0.0.1", port), Handler)
         self.http.scripted = self
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
@@ -274,6 +273,8 @@ class Scripted:
         path = handler.path
         if self.hung:
             return silent(handler, body)
+        if path == "/v1/models" and self.models:
+            return self.models(handler, body)
         if path == "/v1/models":
             return handler.send(b'{"data": [{"id": "m"}]}')
         if path == "/tokenize" and "tokenize" in self.kinds:
@@ -302,7 +303,8 @@ class Scripted:
         with self.guard:
             self.answered[digest] += what == "answer"
             if self.log:
-                print(digest, what, file=self.log, flush=True)
+                with open(self.log, "a") as file:
+                    print(digest, what, file=file)
 
 
 def digest_of(path, body):
@@ -335,18 +337,6 @@ def spawn(port, log, pause=0.0):
             return process
         except OSError:
             time.sleep(0.02)
-
-
-@contextmanager
-def spawned(log, pause=0.0):
-    """Its address, while the block lasts."""
-    port = free_port()
-    process = spawn(port, log, pause)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
 
 
 if __name__ == "__main__":

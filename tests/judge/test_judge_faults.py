@@ -1,4 +1,4 @@
-"""Servers that fail, and answers that are none: an error or invalid, never a tie, never a number."""
+"""Servers that fail, answers that are none: an error or invalid, never a tie, never a number."""
 
 import json
 import math
@@ -158,6 +158,15 @@ def test_a_usage_that_is_none(server, config, usage):
     with Judge(config(orders="one")) as judge:
         (found,) = judge.compare(PAIRS[:1])
     assert found.status == "a" and found.verdicts[0].tokens == (0, 0)
+
+
+@pytest.mark.parametrize("listed", [WIRE["500"], WIRE["garbage"], status(404), status(401)])
+def test_a_server_that_cannot_list_its_models(server, config, listed):
+    """As `transformers serve` without a cache: it lives, and is asked again."""
+    server.models = listed
+    server.fault = lambda body, digest, count: WIRE["500"] if count == 1 else None
+    with Judge(config(retries=2)) as judge:
+        assert statuses(judge.compare(PAIRS)) == RIGHT
 
 
 @pytest.mark.parametrize("code", [400, 413, 422])

@@ -169,9 +169,16 @@ def test_the_undisturbed_run_is_right(tmp_path):
     with Scripted() as server:
         judge = write_judge(tmp_path, server.url, price=[1.0, 10.0])
         assert main(words_of(judge, source, tmp_path / "out")) == 0
-    verdicts = [json.loads(line) for line in (tmp_path / "out/verdicts.jsonl").open()]
-    judged = [json.loads(line) for line in (tmp_path / "out/judgements.jsonl").open()]
-    kept = {row["id"]: row for row in map(json.loads, (tmp_path / "out/preferences.jsonl").open())}
+    verdicts = [
+        json.loads(line) for line in (tmp_path / "out/verdicts.jsonl").read_text().splitlines()
+    ]
+    judged = [
+        json.loads(line) for line in (tmp_path / "out/judgements.jsonl").read_text().splitlines()
+    ]
+    kept = {
+        row["id"]: row
+        for row in map(json.loads, (tmp_path / "out/preferences.jsonl").read_text().splitlines())
+    }
     for i, one in enumerate(judged):
         statuses, chance = expected(f"one of {i}", f"other of {i}")
         mine = [row for row in verdicts if row["id"] == one["id"]]
@@ -203,11 +210,20 @@ def test_errors_are_left_and_asked_again(tmp_path, capsys, hasty):
         words = words_of(judge, source, tmp_path / "out")
         assert main(words) == 1
         assert "2 got no answer: the same command asks them again" in capsys.readouterr().err
-        judged = [json.loads(line) for line in (tmp_path / "out/judgements.jsonl").open()]
+        judged = [
+            json.loads(line)
+            for line in (tmp_path / "out/judgements.jsonl").read_text().splitlines()
+        ]
         failed = {row["id"] for row in judged if row["status"] == "error"}
-        assert {row["prompt"] for row in judged if row["id"] in failed} == {"question 3", "question 17"}
+        assert {row["prompt"] for row in judged if row["id"] in failed} == {
+            "question 3",
+            "question 17",
+        }
         assert all(row["soft_label"] is None for row in judged if row["id"] in failed)
-        prefer = [json.loads(line) for line in (tmp_path / "out/preferences.jsonl").open()]
+        prefer = [
+            json.loads(line)
+            for line in (tmp_path / "out/preferences.jsonl").read_text().splitlines()
+        ]
         assert not failed & {row["id"] for row in prefer}
         server.fault = None
         server.bodies.clear()

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from judge_models import chat_model, direct_next
-from judge_runs import Served, killed_and_continued
+from judge_runs import PROMPT, Served, killed_and_continued
 
 from laurel.judge.judge import Judge, Pair
+from laurel.judge.member import TOP
 from laurel.judge.options import make_judge
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rollout"))
@@ -27,9 +28,15 @@ def test_laurel_serve_killed_among_verdicts(tmp_path, model):
 
 @pytest.mark.whole
 def test_laurel_serve_killed_among_two_thousand_verdicts(tmp_path, shared):
-    """The real model of stories, as a base model."""
+    """The real model of stories, whose next word is the label."""
     model = shared("models/tinystories-656k")
-    killed_and_continued(Served(tmp_path, model, 1000, api="completions"))
+    killed_and_continued(Stories(tmp_path, model, 1000, api="completions"))
+
+
+class Stories(Served):
+    """Labels that a base model says."""
+
+    prompt = PROMPT.replace("{A: a, B: b}", "{all: a, an: b}")
 
 
 PAIRS = [Pair(f"p{i}", f"Count to {i}.", f"1 to {i}", f"{i} to 1") for i in range(4)]
@@ -60,14 +67,21 @@ class TransformersServe(Served):
         return None
 
 
-def by_hand(policy, pair):
-    """P(first better) of the short prompt in both orders, by transformers; and the mass on none."""
+def by_hand(policy, pair, listed=None):
+    """P(first better) of the short prompt in both orders, by transformers; and the mass on none.
+
+    listed: the tokens that a server tells of at most. A label that is not among them counts as the
+    last of these does.
+    """
     chances, missing = [], []
     for first, second in ((pair.first, pair.second), (pair.second, pair.first)):
         said = f"{pair.prompt}\n{first}\n{second}\nWhich is better, A or B?"
-        p = direct_next(policy, [{"role": "user", "content": said}], "AB")
+        tokens = policy.tokenizer.get_vocab()
+        every = direct_next(policy, [{"role": "user", "content": said}], tokens)
+        least = 0.0 if listed is None else sorted(every.values())[-listed]
+        p = {label: max(every[label], least) for label in "AB"}
         chances.append(p["A"] / sum(p.values()))
-        missing.append(1 - sum(p.values()))
+        missing.append(1 - sum(every[label] for label in "AB" if every[label] >= least))
     return [chances[0], 1 - chances[1]], missing
 
 
@@ -90,7 +104,8 @@ def test_vllm(tmp_path):
                 judged = judge.compare(PAIRS)
                 assert judge.ways == {"m": way}
             for pair, one in zip(PAIRS, judged, strict=True):
-                chances, missing = by_hand(policy, pair)
+                listed = None if way == "logprob_token_ids" else TOP
+                chances, missing = by_hand(policy, pair, listed)
                 assert [v.chance for v in one.verdicts] == pytest.approx(chances, abs=1e-4)
                 assert [v.missing_mass for v in one.verdicts] == pytest.approx(missing, abs=1e-4)
     finally:

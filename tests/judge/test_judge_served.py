@@ -1,7 +1,7 @@
 """`laurel serve` as the judge's server: soft labels are the model's own, in every way of asking."""
 
 import json
-import os
+import string
 import subprocess
 import sys
 import time
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from judge_models import chat_model, direct_next, soft_label, spelling
+from judge_models import chat_model, direct_chances, direct_next, soft_label, spelling
 
-from laurel.judge.judge import Item, Judge, Pair
+from laurel.judge.judge import Item, Judge, Pair, values_of
+from laurel.judge.member import Question
 from laurel.judge.options import make_judge
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
@@ -81,8 +82,6 @@ def test_text_is_the_likeliest_answer(served, config):
     with Judge(config()) as judge:
         found = judge.compare(PAIRS)
     for pair, one in zip(PAIRS, found, strict=True):
-        from judge_models import direct_chances
-
         for verdict in one.verdicts:
             p = direct_chances(served.policy, pair, verdict.order, config())
             if verdict.status == "invalid":
@@ -93,13 +92,30 @@ def test_text_is_the_likeliest_answer(served, config):
     assert sum(one.valid for one in found) >= 3
 
 
-def test_completions_of_a_base_model(served, config):
-    """One text that ends in the prefix; the answer's first token is the label."""
-    with Judge(config(api="completions", label="logprobs")) as judge:
-        found = judge.compare(PAIRS[:2])
-        (member,) = judge.members
+def test_completions_of_a_base_model(served, config, tmp_path):
+    """One text that ends in the prefix; the next token is the label, as transformers has it."""
+    front = "user: |\n  {prompt}\n  {first}\n  {second}\nanswer_prefix: The better one is\n"
+    (pair,) = PAIRS[:1]
+    texts = [f"{pair.prompt}\n{x}\n{y}\nThe better one is" for x, y in both_orders(pair)]
+    letters = string.digits + string.ascii_letters
+    likely = direct_next(served.policy, texts[0], letters)
+    one, two = sorted(letters, key=likely.get)[-2:]
+    labels = f"labels: {{'{one}': a, '{two}': b}}\nfence: false\n"
+    (tmp_path / "p.yaml").write_text(f"name: p\nversion: 1\n{front}{labels}")
+    how = {"api": "completions", "label": "logprobs", "prompt": str(tmp_path / "p.yaml")}
+    with Judge(config(**how)) as judge:
+        (found,) = judge.compare([pair])
         assert judge.ways == {"m": "top_logprobs"}
-    assert [one.status for one in found] == ["invalid"] * 2 or all(one.valid for one in found)
+    for verdict, text in zip(found.verdicts, texts, strict=True):
+        p = direct_next(served.policy, text, [one, two])
+        chance = p[one] / sum(p.values())
+        chance = chance if verdict.order == (0, 1) else 1 - chance
+        assert verdict.chance == pytest.approx(chance, abs=1e-4)
+        assert verdict.missing_mass == pytest.approx(1 - sum(p.values()), abs=1e-4)
+
+
+def both_orders(pair):
+    return (pair.first, pair.second), (pair.second, pair.first)
 
 
 def test_scores_and_rubrics(served, config):
@@ -108,8 +124,6 @@ def test_scores_and_rubrics(served, config):
     with Judge(config(form="score", scale=[1, 9], label="logprobs")) as judge:
         found = judge.score(items)
         (member,) = judge.members
-    from laurel.judge.member import Question
-
     for item, one in zip(items, found, strict=True):
         texts = {"prompt": item.prompt, "response": item.response}
         question = Question({**texts, "reference": "", "principle": ""})
@@ -162,16 +176,12 @@ def test_hostile_texts_make_no_special_token(served, config):
     """By the server's own tokenizer: as many marks of turns as for tame texts, at the same places
     of the frame.
     """
-    (judge,) = [Judge(config())]
-    with judge:
+    with Judge(config()) as judge:
         (member,) = judge.members
-        marks = {spelling(served.policy.tokenizer, t) for t in ("<|im_start|>", "<|im_end|>")}
-        marks |= {served.policy.tokenizer.convert_tokens_to_ids(t) for t in ("<|stop|>", "<|start|>")}
+        special = ("<|im_start|>", "<|im_end|>", "<|stop|>", "<|start|>")
+        marks = {spelling(served.policy.tokenizer, token) for token in special}
 
         def counted(pair):
-            from laurel.judge.judge import values_of
-            from laurel.judge.member import Question
-
             body = dict(member.request(Question(values_of(pair))).body)
             tokens = ask_tokenize(served, body["messages"])
             return [token for token in tokens if token in marks]
@@ -216,21 +226,17 @@ def test_a_folder_is_served_and_its_server_ended(folder, config, served):
     assert not children() - before and not log.exists()
 
 
-def test_the_server_of_a_killed_judge_ends(folder, tmp_path):
+def test_the_server_of_a_killed_judge_ends(folder):
     """kill -9 of who asks: the server that it began is gone soon."""
-    code = (
-        "import sys\nfrom laurel.judge.judge import Judge\nfrom laurel.judge.options import"
-        " make_judge\njudge = Judge(make_judge({'model': sys.argv[1]}, 'test'))\n"
-        "judge.members[0].start()\n"
-        "print(judge.members[0].child.process.pid, flush=True)\nsys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as asker:
-        pid = int(asker.stdout.readline())
-        assert psutil.pid_exists(pid)
+    code = "import sys\nfrom laurel.judge.child import ModelServer\nModelServer(sys.argv[1])"
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)]) as asker:
+        until = time.monotonic() + 60
+        while not (begun := psutil.Process(asker.pid).children()):
+            assert time.monotonic() < until
+            time.sleep(0.01)
         asker.kill()
         asker.wait()
-        until = time.monotonic() + 20
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie":
-            assert time.monotonic() < until, os.kill(pid, 9)
-            time.sleep(0.05)
+    _, alive = psutil.wait_procs(begun, timeout=60)
+    for one in alive:
+        one.kill()
+    assert not alive
