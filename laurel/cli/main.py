@@ -45,6 +45,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "laurel.cli.feedback",
         "people's preferences: pages to rate on, import, export, report",
     ),
+    "judge": (
+        "laurel.cli.judge",
+        "AI feedback: a model's verdicts, and their report card beside people's",
+    ),
     "prompt": (
         "laurel.cli.prompt",
         "which prompt for which query, learned from logs alone: fit, choose, report",

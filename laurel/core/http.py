@@ -41,7 +41,9 @@ class ServerTimeout(ServerDown):
 
 
 class ServerBusy(ServerDown):
-    """A server that asks to be asked later."""
+    """A server that asks to be asked later. `after`: in so many seconds, if it says."""
+
+    after = 0.0
 
 
 class ServerRefusal(LaurelError):
@@ -82,11 +84,13 @@ def check_urls(urls: list[str], option: str) -> tuple[str, ...]:
 class Wire:
     """The event loop in its thread, and the connections, which are kept between calls.
 
-    longer: how a user gives servers more time, for errors.
+    longer: how a user gives servers more time, for errors. key: the environment variable with
+    their API key.
     """
 
-    def __init__(self, longer: str = "") -> None:
+    def __init__(self, longer: str = "", key: str = KEY) -> None:
         self.longer = longer
+        self.key = key
         self.loop = asyncio.new_event_loop()
         self.client: Any = None
         self.closed = False
@@ -157,24 +161,26 @@ class Wire:
         broken = 0
         while True:
             try:
-                status, data = await self._once(url + path, body, room)
-                check_status(status, data, url + path)
+                status, data, after = await self._once(url + path, body, room)
+                check_status(status, data, url + path, after)
                 return None if plain else read_answer(data, url + path)
             except ServerDown as error:
-                busy = isinstance(error, ServerBusy)
-                broken += not busy
+                if isinstance(error, ServerBusy):
+                    await asyncio.sleep(max(error.after, PAUSES[-1]))
+                    continue
+                broken += 1
                 if broken >= TRIES:
                     raise
-                await asyncio.sleep(PAUSES[-1] if busy else PAUSES[broken - 1])
+                await asyncio.sleep(PAUSES[broken - 1])
 
     async def _once(
         self, address: str, body: Mapping[str, Any] | None, room: int
-    ) -> tuple[int, bytes]:
-        """The status and the bytes of one answer."""
+    ) -> tuple[int, bytes, float]:
+        """The status and the bytes of one answer, and in how many seconds to ask again."""
         import httpx2
 
         if self.client is None:
-            self.client = make_client()
+            self.client = make_client(self.key)
         content = None if body is None else json.dumps(body).encode()
         data = bytearray()
         try:
@@ -185,19 +191,23 @@ class Wire:
                     if len(data) > room:
                         what = f"its answer is longer than {room} bytes."
                         raise ServerDown(what, where=address)
-                return response.status_code, bytes(data)
+                after = seconds_of(response.headers.get("retry-after"))
+                return response.status_code, bytes(data), after
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             what = f"the connection failed: {reason}."
             raise ServerDown(what, where=address, fix="Does a server run there?") from None
 
 
-def make_client() -> Any:
-    """A client that keeps connections, follows nothing, and goes straight to the server."""
+def make_client(variable: str = KEY) -> Any:
+    """A client that keeps connections, follows nothing, and goes straight to the server.
+
+    variable: the environment variable with the servers' API key.
+    """
     import httpx2
 
     headers = {"content-type": "application/json", "accept-encoding": "identity"}
-    if key := os.environ.get(KEY):
+    if key := os.environ.get(variable):
         headers["authorization"] = f"Bearer {key}"
     return httpx2.AsyncClient(
         headers=headers,
@@ -208,10 +218,20 @@ def make_client() -> Any:
     )
 
 
-def check_status(status: int, data: bytes, where: str) -> None:
+def seconds_of(header: str | None) -> float:
+    """The seconds of `Retry-After`; 0 without one, and for a date, which says less than a second
+    try does.
+    """
+    text = (header or "").strip()
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0.0
+
+
+def check_status(status: int, data: bytes, where: str, after: float = 0.0) -> None:
     """The error that the status of an answer is, if it is one."""
     if status in BUSY:
-        raise ServerBusy(f"it is busy (HTTP {status}): {said(data)}", where=where)
+        error = ServerBusy(f"it is busy (HTTP {status}): {said(data)}", where=where)
+        error.after = after
+        raise error
     if status in BROKEN:
         raise ServerDown(f"it failed (HTTP {status}): {said(data)}", where=where)
     if status == 401:

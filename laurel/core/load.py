@@ -29,6 +29,8 @@ PATH_OPTIONS = (
     "ptx_dataset",
 )
 """Options that may name a file; in a YAML file they may be written relative to that file."""
+JUDGE = "judge:"
+"""What stands before the file of a judge that is a reward."""
 
 
 def load_file(path: str | Path, where: str) -> Any:
@@ -111,6 +113,8 @@ def _resolved(value: Any, folder: Path) -> Any:
         return value
     if "," in value and not (folder / value).exists():
         return ",".join(_resolved(part.strip(), folder) for part in value.split(","))
+    if value.startswith(JUDGE):
+        return f"{JUDGE}{_resolved(value.removeprefix(JUDGE), folder)}"
     path, colon, name = value.partition(":") if ".py:" in value else (value, "", "")
     if Path(path).is_absolute():
         return value

@@ -54,6 +54,7 @@ def cohen_kappa(
     *,
     categories: Sequence[Hashable] | None = None,
     weights: str | None = None,
+    clusters: Clusters = None,
     level: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
@@ -87,7 +88,7 @@ def cohen_kappa(
         return 1 - _ratio((table * cost).sum((1, 2)), expected)
 
     reason = "both raters gave one and the same label throughout"
-    return _estimate(cells, kappa, reason, level, draws, seed)
+    return _estimate(cells, kappa, reason, level, draws, seed, clusters)
 
 
 def _disagreement_cost(q: int, weights: str | None) -> np.ndarray:

@@ -42,10 +42,11 @@ def wilson(successes: float, n: int, *, level: float = 0.95) -> Interval:
     _check_level(level)
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} trials")
-    return _score(successes / n, n, NormalDist().inv_cdf((1 + level) / 2), n, level)
+    return score_interval(successes / n, n, NormalDist().inv_cdf((1 + level) / 2), n, level)
 
 
-def _score(share: float, worth: float, z: float, n: int, level: float) -> Interval:
+def score_interval(share: float, worth: float, z: float, n: int, level: float) -> Interval:
+    """Wilson's interval of a share that is worth so many independent trials; n is what is told."""
     spread = z * z / worth
     middle = share + spread / 2
     half = z * sqrt(share * (1 - share) / worth + spread / (4 * worth))
@@ -82,7 +83,9 @@ def clustered_share(
         if variance > 1e-12 * share * (1 - share) and 0 < share < 1
         else float(size)
     )
-    return _score(share, worth, float(student.ppf((1 + level) / 2, size - 1)), int(n), level)
+    return score_interval(
+        share, worth, float(student.ppf((1 + level) / 2, size - 1)), int(n), level
+    )
 
 
 def bootstrap_mean(

@@ -10,8 +10,9 @@ from statistics import NormalDist
 
 import numpy as np
 from scipy.stats import binom, binomtest, norm
+from scipy.stats import t as student
 
-from laurel.measure.intervals import Interval, clustered_share, wilson
+from laurel.measure.intervals import Interval, clustered_share, score_interval, wilson
 
 MOST_TURNS = 3e7
 """Products that the exact test of `clustered_slot_bias` may take: some tenths of a second."""
@@ -102,33 +103,46 @@ def _turned(gaps: Sequence[int]) -> float:
 
 
 def position_bias(
-    straight: Sequence[str | None], swapped: Sequence[str | None], *, level: float = 0.95
+    straight: Sequence[str | None],
+    swapped: Sequence[str | None],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    level: float = 0.95,
 ) -> PositionBias:
     """Verdicts "a", "tie" or "b" on the responses themselves, None for an invalid one.
 
     `straight` with a shown first, `swapped` with b first.
 
     C = #(same verdict in both orders) / #(both valid). An invalid verdict is no tie: its pair is
-    left out and counted. Wang et al. 2023, arXiv:2305.17926; Zheng et al. 2023, arXiv:2306.05685.
+    left out and counted. clusters: the prompt of each pair, where several pairs have one: the
+    intervals are then by prompt. Wang et al. 2023, arXiv:2305.17926; Zheng et al. 2023,
+    arXiv:2306.05685.
     """
     pairs = list(zip(straight, swapped, strict=True))
     strange = {verdict for pair in pairs for verdict in pair} - {"a", "tie", "b", None}
     if strange:
         raise ValueError(f'verdicts are "a", "tie", "b" or None, got {sorted(map(str, strange))}')
-    valid = [pair for pair in pairs if None not in pair]
+    named = range(len(pairs)) if clusters is None else clusters
+    kept = [(pair, name) for pair, name in zip(pairs, named, strict=True) if None not in pair]
+    valid = [pair for pair, _ in kept]
     count = Counter(valid)
     won = [
-        (verdict == winner, n)
-        for n, pair in enumerate(valid)
+        (verdict == winner, name)
+        for pair, name in kept
         for verdict, winner in zip(pair, "ab", strict=True)
         if verdict != "tie"
     ]
-    same = sum(count[verdict, verdict] for verdict in ("a", "tie", "b"))
+    same = [float(one == two) for one, two in valid]
+    consistency = None
+    if valid and clusters is None:
+        consistency = wilson(sum(same), len(valid), level=level)
+    elif valid:
+        consistency = clustered_share(same, [name for _, name in kept], level=level)
     return PositionBias(
         len(valid),
         len(pairs) - len(valid),
-        wilson(same, len(valid), level=level) if valid else None,
-        clustered_slot_bias([first for first, _ in won], [n for _, n in won], level=level),
+        consistency,
+        clustered_slot_bias([first for first, _ in won], [name for _, name in won], level=level),
         slot_bias(count["a", "b"], count["b", "a"], level=level),
     )
 
@@ -279,6 +293,12 @@ class PPI:
     human: Interval
 
 
+CORNER = 0.5
+"""Weight of each of the four pseudo-labels of `ppi`, chosen by the simulation
+`laurel_worlds.experiments.prediction_powered`.
+"""
+
+
 def ppi(
     labels: Sequence[float],
     judged: Sequence[float],
@@ -292,30 +312,87 @@ def ppi(
         Var = lambda^2 Var(f, rest) / N + Var(y - lambda f) / n,
         lambda* = Cov(y, f) / ((1 + n / N) Var(f))
 
-    With a normal interval. `judged` are the judge's values on the labelled items, `judged_rest` on
-    the others, drawn from the same population. Valid however bad the judge is: one who knows
-    nothing gets lambda near 0. weight: lambda, clipped to [0, 1] if estimated, 1 is plain PPI.
+    `judged` are the judge's values on the labelled items, `judged_rest` on the others, drawn from
+    the same population. Valid however bad the judge is: one who knows nothing gets lambda near 0.
+    weight: lambda, clipped to [0, 1] if estimated, 1 is plain PPI. A given lambda has the normal
+    interval of the paper. With an estimated one that interval is too short for few labels (a judge
+    who errs once in 50: .64 of intervals of level .95 hold the truth), so: labels in [0, 1] get
+    Wilson's interval at the number of labels the estimate is worth, n Var(y) / Var; lambda and both
+    variances are of the labels and four pseudo-labels of weight 1/2, (0 or 1) x (the judge's least
+    or greatest value); others Student's t.
     y 1011, f 1001, rest .6, lambda 1: .85. Angelopoulos et al. 2023, arXiv:2301.09633 and
     2311.01453 (PPI++).
     """
     y, f, rest = (np.asarray(column, dtype=float) for column in (labels, judged, judged_rest))
     _check_columns(y, f, rest)
-    if weight is None:
-        weight = _ppi_weight(y, f, rest)
-    elif not isfinite(weight):
+    if weight is not None and not isfinite(weight):
         raise ValueError(f"lambda is a finite number, got {weight}")
-    n, size = len(y), len(rest)
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    value = weight * float(rest.mean()) + float((y - weight * f).mean())
-    of_rest = float(rest.var(ddof=1)) / size if size > 1 else 0.0
-    half = z * sqrt(weight**2 * of_rest + float((y - weight * f).var(ddof=1)) / n)
-    alone = z * sqrt(float(y.var(ddof=1)) / n)
-    mean = float(y.mean())
-    return PPI(
-        Interval(value, value - half, value + half, n, level),
-        weight,
-        Interval(mean, mean - alone, mean + alone, n, level),
+    shares = weight is None and float(y.min()) >= 0 and float(y.max()) <= 1
+    pseudo = _with_pseudo_labels(y, f, rest, CORNER if shares else 0.0)
+    used = _ppi_weight(pseudo, rest, len(y)) if weight is None else weight
+    value = used * float(rest.mean()) + float((y - used * f).mean())
+    of_rest = float(rest.var(ddof=1)) / len(rest) if len(rest) > 1 else 0.0
+    if shares:
+        estimate, human = _share_intervals(value, used, of_rest, len(y), pseudo, level)
+        return PPI(estimate, used, human)
+    z = (
+        NormalDist().inv_cdf((1 + level) / 2)
+        if weight is not None
+        else float(student.ppf((1 + level) / 2, len(y) - 1))
     )
+    spread = used**2 * of_rest + float((y - used * f).var(ddof=1)) / len(y)
+    alone = float(y.var(ddof=1)) / len(y)
+    return PPI(
+        _symmetric(value, z * sqrt(spread), len(y), level),
+        used,
+        _symmetric(float(y.mean()), z * sqrt(alone), len(y), level),
+    )
+
+
+Weighted = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Labels, the judge's values, and how much each pair of them counts."""
+
+
+def _with_pseudo_labels(y: np.ndarray, f: np.ndarray, rest: np.ndarray, corner: float) -> Weighted:
+    """The labels and four pseudo-labels of this weight each, at the corners of what can be."""
+    both = np.concatenate([f, rest])
+    least, most = float(both.min()), float(both.max())
+    return (
+        np.append(y, [0.0, 0.0, 1.0, 1.0]),
+        np.append(f, [least, most, least, most]),
+        np.append(np.ones(len(y)), np.full(4, corner)),
+    )
+
+
+def _variance(values: np.ndarray, count: np.ndarray) -> float:
+    """The variance of values that count so much each, around their mean."""
+    mean = float(count @ values) / float(count.sum())
+    return float(count @ (values - mean) ** 2) / float(count.sum())
+
+
+def _share_intervals(
+    value: float, weight: float, of_rest: float, n: int, pseudo: Weighted, level: float
+) -> tuple[Interval, Interval]:
+    """Wilson's intervals of the estimate, and of the labels alone.
+
+    A label of 0 or 1 is worth one; one between (the mean of several votes) as much more as labels
+    vary less. The estimate is worth as many more as its variance is smaller, with Student's t. An
+    estimate outside of [0, 1], which a weight can make, keeps its value; its bounds are shares.
+    """
+    y, f, count = pseudo
+    total = float(count.sum())
+    mean, alone = float(count @ y) / total, _variance(y, count)
+    worth = n * mean * (1 - mean) / alone
+    gain = alone / total / (weight**2 * of_rest + _variance(y - weight * f, count) / total)
+    t = float(student.ppf((1 + level) / 2, n - 1))
+    found = score_interval(min(max(value, 0.0), 1.0), worth * gain, t, n, level)
+    estimate = Interval(value, min(value, found.low), max(value, found.high), n, level)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    return estimate, score_interval(float(y[:n].mean()), worth, z, n, level)
+
+
+def _symmetric(value: float, half: float, n: int, level: float) -> Interval:
+    return Interval(value, value - half, value + half, n, level)
 
 
 def _check_columns(y: np.ndarray, f: np.ndarray, rest: np.ndarray) -> None:
@@ -327,13 +404,16 @@ def _check_columns(y: np.ndarray, f: np.ndarray, rest: np.ndarray) -> None:
         )
 
 
-def _ppi_weight(y: np.ndarray, f: np.ndarray, rest: np.ndarray) -> float:
+def _ppi_weight(pseudo: Weighted, rest: np.ndarray, n: int) -> float:
     """lambda*, clipped to [0, 1]; 0 where the judge always gives the same value."""
-    spread = float(np.concatenate([f, rest]).var())
-    covariance = float(np.cov(y, f)[0, 1])
+    y, f, count = pseudo
+    spread = float(np.concatenate([f[:n], rest]).var())
     if spread <= 0:
         return 0.0
-    return min(max(covariance / ((1 + len(y) / len(rest)) * spread), 0.0), 1.0)
+    total = float(count.sum())
+    mean_y, mean_f = float(count @ y) / total, float(count @ f) / total
+    covariance = float(count @ ((y - mean_y) * (f - mean_f))) / (total - 1)
+    return min(max(covariance / ((1 + n / len(rest)) * spread), 0.0), 1.0)
 
 
 @dataclass(frozen=True, slots=True)

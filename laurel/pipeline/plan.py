@@ -52,8 +52,8 @@ class Preferring(Section):
     )
     judge: str | None = option(
         None,
-        "file.py:function(prompts, first, second, **columns) -> how likely the first is better, or"
-        " None",
+        "a judge's file (judge.yaml), or file.py:function(prompts, first, second, **columns) -> how"
+        " likely the first is better, or None",
     )
     error_rate: float = option(0.0, "share of labels that are flipped", ge=0, lt=0.5)
     pairs_per_prompt: int = option(

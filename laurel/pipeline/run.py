@@ -19,6 +19,7 @@ from laurel.core.files import read_json, write_atomic
 from laurel.core.run import Run
 from laurel.data.rows import read_rows
 from laurel.data.source import Row, load_rows
+from laurel.judge.options import files_of
 from laurel.pipeline import stages
 from laurel.pipeline.compare import compare, exhibit
 from laurel.pipeline.plan import Plan, reward_section, train_options
@@ -75,6 +76,8 @@ class Pipeline(Runner):
         self.watched = tasks.pop() if len(tasks) == 1 else None
         if plan.prefer.export:
             read_rows(plan.prefer.export, "comparison", option="export")
+        if plan.prefer.judge:
+            judge_source(plan.prefer.judge)
 
     @property
     def learns_reward(self) -> bool:
@@ -176,7 +179,7 @@ class Pipeline(Runner):
                 lambda folder: stages.answer(folder, start[0], rows, plan.sample, plan.seed, watch),
             )
         judge = (
-            {"judge": source(plan.prefer.judge)}
+            {"judge": judge_source(plan.prefer.judge)}
             if plan.prefer.judge
             else {"gold": source(plan.gold)}
         )
@@ -189,9 +192,8 @@ class Pipeline(Runner):
             lambda folder: stages.prefer(folder, groups, plan.prefer, mixture, plan.seed),
         )
         self.console.print(
-            "{pairs} pairs, {flipped} of them flipped, {ties} ties dropped".format(
-                **read_json(made.folder / "facts.json")
-            )
+            "{pairs} pairs, {flipped} of them flipped; {ties} ties and {unjudged} unjudged are"
+            " dropped".format(**read_json(made.folder / "facts.json"))
         )
         return made.digest, made.folder / FILES[PAIRS]
 
@@ -324,6 +326,13 @@ class Pipeline(Runner):
         write_atomic(self.root / "summary.json", json.dumps(summary, indent=1) + "\n")
         self.show(shown.tables[:3], shown.claims, page, seconds)
         return summary
+
+
+def judge_source(name: str) -> Any:
+    """What a judge's name stands for, by content; UsageError for a file that is wrong."""
+    if not stages.is_judge_file(name):
+        return source(name)
+    return [source(str(path)) for path in files_of(name)]
 
 
 def pipeline(plan: Plan, *, quiet: bool = False) -> dict[str, Any]:

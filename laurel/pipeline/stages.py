@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -18,14 +19,18 @@ from laurel.core.sample import Draw, Group, Key, Message, Sample, sample_seed
 from laurel.data.formats import rows_fit_for
 from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
+from laurel.judge.judge import Judge, Pair
+from laurel.judge.options import read_judge
 from laurel.model.policy import load_policy
 from laurel.pipeline.plan import Plan, Preferring, Sampling
 from laurel.reward.mixture import Mixture, as_result_list
 from laurel.rollout.sampler import Sampler, rollout
 
 AT_ONCE = 32  # prompts answered between two lines of a file: what a kill can cost
-Compare = Callable[[Group, Sequence[tuple[int, int]]], list[float | None]]
-"""(group, pairs of its samples) -> how likely the first of each is better; None: no opinion."""
+Places = Sequence[tuple[int, int]]
+"""Pairs of a group's samples, by their places."""
+Compare = Callable[[Sequence[tuple[Group, Places]]], list[list[float | None]]]
+"""(groups, pairs of each) -> how likely the first of each is better; None: no opinion."""
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -108,21 +113,23 @@ def prefer(
 ) -> list[str]:
     """`pairs.jsonl`, `labels.jsonl` (the same as single answers) and `facts.json`.
 
-    The judge prefers, or the gold reward. Ties are dropped. A label is flipped with probability
-    error_rate, by random numbers that depend on the prompt only.
+    The judge prefers, or the gold reward. Ties are dropped, and so are pairs that nobody judged. A
+    label is flipped with probability error_rate, by random numbers that depend on the prompt only.
     """
-    compare = by_judge(how.judge) if how.judge else by_gold
     groups = mixture.score(groups) if mixture else groups
-    facts = {"pairs": 0, "ties": 0, "flipped": 0}
+    facts = {"pairs": 0, "ties": 0, "unjudged": 0, "flipped": 0}
     pairs: list[dict[str, Any]] = []
-    for group in groups:
-        pairs += group_pairs(group, compare, how, seed, facts)
+    drawn = [draw_pairs(group, how, seed) for group in groups]
+    asked = [(group, chosen) for group, (chosen, _) in zip(groups, drawn, strict=True)]
+    compare = comparer(how, folder)
+    for (group, chosen), (_, dice), opinions in zip(asked, drawn, compare(asked), strict=True):
+        likely = dict(zip(chosen, opinions, strict=True))
+        pairs += group_pairs(group, likely, how, dice, facts)
     if not pairs:
-        raise UsageError(
-            "no answer was preferred to another: all were ties.",
-            where="stage prefer",
-            fix="Raise sample.num_generations?",
+        what = "no answer was preferred to another: {ties} ties, {unjudged} unjudged.".format(
+            **facts
         )
+        raise UsageError(what, where="stage prefer", fix="Raise sample.num_generations?")
     labels = [
         {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
         for pair in pairs
@@ -134,16 +141,42 @@ def prefer(
     return ["pairs.jsonl", "labels.jsonl", "facts.json"]
 
 
-def group_pairs(
-    group: Group, compare: Compare, how: Preferring, seed: int, facts: dict[str, int]
-) -> Iterator[dict[str, Any]]:
-    """The preference pairs of one prompt's answers; counts pairs, ties and flips in `facts`."""
+def comparer(how: Preferring, folder: Path) -> Compare:
+    """Who prefers: the gold rewards, a judge's file, or a user's function."""
+    if how.judge is None:
+        return lambda asked: [by_gold(group, chosen) for group, chosen in asked]
+    if is_judge_file(how.judge):
+        return partial(by_model, how.judge, folder / "answers.sqlite")
+    one = by_judge(how.judge)
+    return lambda asked: [one(group, chosen) for group, chosen in asked]
+
+
+def is_judge_file(name: str) -> bool:
+    """Is it a judge's YAML file, and no function?"""
+    return name.endswith((".yaml", ".yml"))
+
+
+def draw_pairs(group: Group, how: Preferring, seed: int) -> tuple[Places, Random]:
+    """The pairs of a prompt's answers that are labelled, and the dice for what follows."""
     dice = Random(sample_seed(seed, group.prompt, 0, 0))
     every = list(combinations(range(len(group.samples)), 2))
-    chosen = dice.sample(every, min(how.pairs_per_prompt or len(every), len(every)))
-    for (a, b), likely in zip(chosen, compare(group, chosen), strict=True):
+    return dice.sample(every, min(how.pairs_per_prompt or len(every), len(every))), dice
+
+
+def group_pairs(
+    group: Group,
+    opinions: Mapping[tuple[int, int], float | None],
+    how: Preferring,
+    dice: Random,
+    facts: dict[str, int],
+) -> Iterator[dict[str, Any]]:
+    """The preference pairs of one prompt's answers; counts what becomes of each in `facts`."""
+    for (a, b), likely in opinions.items():
         flip = dice.random() < how.error_rate
-        if likely is None or likely == 0.5 or group.samples[a].text == group.samples[b].text:
+        if likely is None:
+            facts["unjudged"] += 1
+            continue
+        if likely == 0.5 or group.samples[a].text == group.samples[b].text:
             facts["ties"] += 1
             continue
         first = (likely > 0.5) != flip
@@ -155,7 +188,16 @@ def group_pairs(
             "chosen": spoken(group, better),
             "rejected": spoken(group, worse),
         }
-        yield row if how.judge is None else {**row, "weight": abs(2 * likely - 1)}
+        yield {**row, **confidence(how, likely)}
+
+
+def confidence(how: Preferring, likely: float) -> dict[str, float]:
+    """How sure the judge is: a model's chance is a soft label, a function's a weight."""
+    if how.judge is None:
+        return {}
+    if is_judge_file(how.judge):
+        return {"soft_label": max(likely, 1 - likely)}
+    return {"weight": abs(2 * likely - 1)}
 
 
 def spoken(group: Group, sample: Sample) -> str | list[Message]:
@@ -175,7 +217,27 @@ def by_gold(group: Group, pairs: Sequence[tuple[int, int]]) -> list[float | None
     return found
 
 
-def by_judge(name: str) -> Compare:
+def by_model(
+    name: str, cache: Path, asked: Sequence[tuple[Group, Places]]
+) -> list[list[float | None]]:
+    """A judge's chances, all asked at once; None where a verdict failed. Kept in `cache`."""
+    with Judge(read_judge(name), cache=cache) as judge:
+        pairs = [
+            Pair(
+                f"{group.prompt}:{a}-{b}",
+                group.row["prompt"],
+                group.samples[a].text,
+                group.samples[b].text,
+            )
+            for group, chosen in asked
+            for a, b in chosen
+        ]
+        judged = iter(judge.compare(pairs))
+    found = [[next(judged) for _ in chosen] for _, chosen in asked]
+    return [[one.soft_label if one.valid else None for one in row] for row in found]
+
+
+def by_judge(name: str) -> Callable[[Group, Places], list[float | None]]:
     """The user's judge, asked in both orders and averaged: a bias for the first place cancels."""
     path, _, attribute = name.rpartition(":")
     judge = getattr(load_file(path, f"judge `{name}`"), attribute, None)

@@ -1,4 +1,4 @@
-"""What an experiment shows: tables, grids, curves and claims with their evidence.
+"""What an experiment shows: tables, grids, curves, dots and claims with their evidence.
 
 The command line prints it, a page draws it.
 """
@@ -46,6 +46,19 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Dots:
+    """Values with intervals below each other: label -> (value, low, high).
+
+    A picture alone: its figures stand in a table too. line: the value that they are read against.
+    """
+
+    title: str
+    x: str
+    rows: dict[str, tuple[float, float, float]]
+    line: float | None = None
+
+
+@dataclass(frozen=True)
 class Claim:
     """A sentence that the experiment can contradict, whether it held, and the figures that
     say so.
@@ -71,3 +84,4 @@ class Exhibit:
     charts: tuple[Chart, ...] = ()
     claims: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    dots: tuple[Dots, ...] = ()

@@ -16,7 +16,7 @@ from markupsafe import Markup
 import laurel
 from laurel.core.files import write_atomic
 from laurel.report.cells import cell_text, is_wall, value_texts
-from laurel.report.exhibit import Exhibit, Grid, Table
+from laurel.report.exhibit import Dots, Exhibit, Grid, Table
 
 
 def write_page(exhibit: Exhibit, path: str | Path, *, command: str, more: str = "") -> None:
@@ -28,6 +28,7 @@ def render(exhibit: Exhibit, command: str, more: str = "") -> str:
     """The page as text. Light and dark, no script, nothing fetched; all words are escaped."""
     from laurel.report.maps import (
         chart_svg,
+        dots_svg,
         grid_svg,
         panel_columns,
     )  # these bring matplotlib, which text and numbers do without
@@ -52,6 +53,9 @@ def render(exhibit: Exhibit, command: str, more: str = "") -> str:
         + [
             (chart.title, f"{chart.y} over {chart.x}", False, Markup(chart_svg(chart)))
             for chart in exhibit.charts
+        ]
+        + [
+            (dots.title, dots_as_text(dots), False, Markup(dots_svg(dots))) for dots in exhibit.dots
         ],
         tables=[(table, numeric_columns(table)) for table in exhibit.tables],
         cell=cell_text,
@@ -86,3 +90,12 @@ def grid_as_text(grid: Grid) -> str:
         for columns in zip(grid.values, grid.marks, value_texts(grid), strict=True)
     ]
     return "; ".join(rows)
+
+
+def dots_as_text(dots: Dots) -> str:
+    """Values with intervals in one line, for who cannot see them."""
+    rows = [
+        f"{label} {value:.3g} ({low:.3g} to {high:.3g})"
+        for label, (value, low, high) in dots.rows.items()
+    ]
+    return f"{dots.x}: {'; '.join(rows)}"

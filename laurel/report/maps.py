@@ -29,7 +29,8 @@ from matplotlib.ticker import (
 from laurel.core.errors import UsageError
 from laurel.core.files import atomic_file
 from laurel.report.cells import ARROWS, cell_text, exit_reward, is_wall, shown_value, value_texts
-from laurel.report.exhibit import Chart, Exhibit, Grid
+from laurel.report.dots import dots_height, draw_dots
+from laurel.report.exhibit import Chart, Dots, Exhibit, Grid
 from laurel.report.plots import INK, LINES, STRONG, STYLE, VARIABLES, as_svg
 
 Panel = tuple[str, float, int, Callable[[Axes], None]]
@@ -69,8 +70,13 @@ def chart_svg(chart: Chart) -> str:
     )
 
 
+def dots_svg(dots: Dots) -> str:
+    """Values with intervals as an `<svg>` that takes its colours from the page."""
+    return _panel_svg((dots.title, dots_height(dots), 1, partial(draw_dots, dots=dots, inks=PAGE)))
+
+
 def write_figure(exhibit: Exhibit, path: str | Path) -> None:
-    """Every map and chart of an exhibit in one picture.
+    """Every map, chart and row of dots of an exhibit in one picture.
 
     The suffix of the path (.png, .svg, .pdf) chooses the format.
     """
@@ -106,7 +112,7 @@ def write_figure(exhibit: Exhibit, path: str | Path) -> None:
 
 
 def _panels(exhibit: Exhibit, inks: Inks) -> list[Panel]:
-    """The maps of an exhibit, then its charts."""
+    """The maps of an exhibit, then its charts, then its dots."""
     maps: list[Panel] = [
         (grid.title, map_height(grid), panel_columns(grid), partial(draw_map, grid=grid, inks=inks))
         for grid in exhibit.grids
@@ -115,7 +121,11 @@ def _panels(exhibit: Exhibit, inks: Inks) -> list[Panel]:
         (chart.title, chart_height(chart), 1, partial(draw_curves, chart=chart, inks=inks))
         for chart in exhibit.charts
     ]
-    return maps + charts
+    dots: list[Panel] = [
+        (one.title, dots_height(one), 1, partial(draw_dots, dots=one, inks=inks))
+        for one in exhibit.dots
+    ]
+    return maps + charts + dots
 
 
 def _columns(panels: Sequence[Panel]) -> int:

@@ -1,5 +1,5 @@
 """From a name to a reward: a verifier, `module.function`, `file.py:function`, `model:FOLDER` or
-`prm:FOLDER` (scorers), or a callable.
+`prm:FOLDER` (scorers), `judge:FILE.yaml` (AI feedback), or a callable.
 """
 
 from __future__ import annotations
@@ -93,6 +93,10 @@ def load_reward(source: str | Callable[..., Any], columns: Collection[str] | Non
         from laurel.reward import process
 
         return _checked(scorer := process.parse(name), function_name(scorer), columns)
+    if name.startswith("judge:"):
+        from laurel.reward import judged
+
+        return _checked(asked := judged.parse(name), function_name(asked), columns)
     function, attribute = _function_of(name)
     return _checked(function, attribute, columns)
 
@@ -108,7 +112,8 @@ def _function_of(name: str) -> tuple[Callable[..., Any], str]:
     else:
         fix = (
             nearest(name, VERIFIERS)
-            or "A name, module.function, path/to/file.py:function, model:FOLDER or prm:FOLDER."
+            or "A name, module.function, path/to/file.py:function, model:FOLDER, prm:FOLDER or"
+            " judge:FILE.yaml."
         )
         raise UsageError(f"unknown reward `{name}`.", where="rewards", fix=fix)
     function = getattr(module, attribute, None)

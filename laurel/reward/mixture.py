@@ -46,6 +46,13 @@ class Mixture:
         """The names under which results are kept."""
         return tuple(reward.name for reward in self.rewards)
 
+    @property
+    def win_chances(self) -> bool:
+        """Is the sum the mean P(better than another answer to the prompt), of one judge?"""
+        if len(self.rewards) != 1 or self.rewards[0].weight != 1.0:
+            return False
+        return bool(getattr(self.rewards[0].function, "win_chances", False))
+
     def score(self, groups: Sequence[Group], *, refuse: bool = True) -> list[Group]:
         """The same groups with `results` and `rewards` filled.
 

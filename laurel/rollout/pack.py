@@ -115,16 +115,27 @@ def comparisons(groups: Sequence[Group]) -> Comparisons:
     )
 
 
-def sampled_comparisons(grade_PG: Tensor) -> Comparisons:
+def sampled_comparisons(grade_PG: Tensor, chance_PG: Tensor | None = None) -> Comparisons:
     """Comparisons of samples with these grades, in float32: [P, G].
 
-    A group whose grades are all 0 compares nothing.
+    A group whose grades are all 0 compares nothing. chance_PG: of each sample the mean P(better)
+    against the others of its group, as a judge of pairs gives it. Then the label is soft:
+
+        soft_label = (1 + chance of the chosen - chance of the rejected) / 2
+
+    For G = 2 it is the judge's own P(chosen better).
     """
     some_P1 = (grade_PG != 0).any(1, keepdim=True)
     compared_PG = some_P1.expand_as(grade_PG)
+    flip_N = None
+    if chance_PG is not None:
+        gap_P1 = (chance_PG.nan_to_num() * grade_PG).sum(1, keepdim=True)
+        flip_P1 = torch.where(some_P1, (1 - gap_P1) / 2, 0.0)
+        flip_N = flip_P1.expand_as(grade_PG).flatten().float()
     return Comparisons.of(
         grade_PG.flatten().float(),
         compared_N=compared_PG.flatten(),
+        flip_N=flip_N,
     )
 
 

@@ -326,8 +326,10 @@ async def tokenize(request: Request) -> Response:
     if body.messages is not None:
         chat = ChatRequest(messages=body.messages)
         ids: Sequence[int] = prepare_chat(chat, policy, server.engine.limits).prompts[0]
-    else:
+    elif body.add_special_tokens:
         ids = encode_ids(policy, body.prompt or "")
+    else:
+        ids = policy.tokenizer.encode(body.prompt or "", add_special_tokens=False)
     most = server.engine.limits.length
     return JSONResponse({"tokens": list(ids), "count": len(ids), "max_model_len": most})
 

@@ -178,6 +178,7 @@ class TokenizeRequest(Wire):
     model: Name = ""
     prompt: Text | None = None
     messages: Messages | None = None
+    add_special_tokens: bool = True
 
 
 class DetokenizeRequest(Wire):

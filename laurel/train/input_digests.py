@@ -18,6 +18,7 @@ from laurel.core.bound_objects import bound_object
 from laurel.core.config import TrainConfig
 from laurel.core.named_datasets import format_named_sets
 from laurel.data.source import Row
+from laurel.judge.options import files_of
 from laurel.model.folders import adapter_base, is_adapter
 from laurel.model.policy import weights_hash
 
@@ -81,8 +82,10 @@ def digest_rows(rows: Sequence[Row]) -> str:
 def digest_code(name: str) -> str:
     """A digest of the file behind `file.py:function` or `module.function`, "" if there is none.
 
-    What the file imports from its own folder counts, too.
+    What the file imports from its own folder counts, too; of `judge:FILE.yaml` its prompt does.
     """
+    if name.startswith("judge:"):
+        return digest_files(files_of(name.removeprefix("judge:")))
     path, colon, _ = name.rpartition(":")
     file = (
         Path(path).expanduser()

@@ -317,7 +317,8 @@ def with_weights(
     else:
         weight_PG = parallel.over_all_ranks(chosen, sample_rewards(batch, reward_PG, kl_coef))
         if session.by_comparison:
-            return batch.replace(comparison=sampled_comparisons(weight_PG))
+            chance_PG = reward_PG if session.rewards_are_chances else None
+            return batch.replace(comparison=sampled_comparisons(weight_PG, chance_PG))
         weight_NT = weight_PG.reshape(-1, 1).expand_as(batch.weight_NT)
     return batch.replace(weight_NT=weight_NT.to(batch.weight_NT.dtype).contiguous())
 

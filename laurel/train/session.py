@@ -346,9 +346,16 @@ class Session:
 
     @property
     def learned_reward(self) -> bool:
-        """Does a reward model score the samples?"""
+        """Does a reward model, or a judge, score the samples?"""
         names = self.config.rewards or ()
-        return any(str(name).startswith(("model:", "prm:")) for name in names)
+        return any(str(name).startswith(("model:", "prm:", "judge:")) for name in names)
+
+    @property
+    def rewards_are_chances(self) -> bool:
+        """Is the reward P(better than the others of its prompt), as a judge of pairs gives it?"""
+        if self.mixture is None or self.adjusts_rewards:
+            return False
+        return self.mixture.win_chances
 
     @property
     def watches_collapse(self) -> bool:

@@ -5,29 +5,37 @@ How often they agree, which slot the model favours, and what it is worth as a ju
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from laurel.measure.agreement import Agreement, cohen_kappa, pair_agreement
-from laurel.measure.crowd import LABELS
+from laurel.measure.agreement import Agreement, pair_agreement
 from laurel.measure.intervals import Interval
+from laurel.measure.judge_agreement import (
+    corrected_win_rates,
+    kappa_with_majority,
+    system_correlations,
+)
+from laurel.measure.judge_behaviour import first_slot_bias, swap_bias
+from laurel.measure.judge_records import JudgeAnswer as Record
+from laurel.measure.judge_records import (
+    Judged,
+    JudgedItem,
+    PersonVote,
+    as_labels,
+    final_status,
+    final_statuses,
+)
 from laurel.measure.judging import (
     PPI,
     JudgeMetrics,
     PositionBias,
     SlotBias,
-    clustered_slot_bias,
     judge_metrics,
     leave_one_out,
-    position_bias,
-    ppi,
     preference,
 )
-from laurel.measure.ranking import bradley_terry, kendall_tau_b, spearman
-from laurel_feedback.statistics.votes import Choice, JudgeAnswer, Poll
+from laurel_feedback.statistics.votes import MTBENCH_NOTES, JudgeAnswer, Poll, choices_of
 
 Unit = tuple[str, int, int]
 
@@ -64,36 +72,32 @@ def judge_card(poll: Poll, name: str) -> Judge:
     Invalid answers and errors are counted and left out, never ties; answers that differ between the
     orders are.
     """
-    final = verdicts_of(poll.judges[name])
-    labels = _as_labels(final)
+    answers = [as_record(judged) for judged in poll.judges[name]]
+    final = final_statuses(answers)
+    labels = as_labels({(item, 0, 1): status for item, status in final.items()})
     verdicts = {unit: [label] for unit, label in labels.items()}
     humans = {unit: votes for unit, votes in poll.labels.items() if unit[1:] == (0, 1)}
     both = [unit for unit in labels if unit in humans]
-    rho, tau = rank_correlations(poll.choices, labels)
+    models = {c.unit: c.models for c in poll.choices}
+    rho, tau = system_correlations(
+        ((c.models, c.label) for c in poll.choices),
+        ((models[unit], label) for unit, label in labels.items() if unit in models),
+    )
     return Judge(
         name,
         dict(Counter(final.values())),
         pair_agreement(humans, verdicts),
         pair_agreement(humans, verdicts, ties=False),
-        _agreement_with_majority(humans, labels),
+        kappa_with_majority(humans, labels),
         judge_metrics([verdicts[unit] for unit in both], [humans[unit] for unit in both]),
-        _position_bias(poll.judges[name]),
-        _first_slot_bias(poll.judges[name]),
+        swap_bias(answers),
+        first_slot_bias(answers),
         _longer_preferred(poll, labels, both),
         rho,
         tau,
         win_rates(poll, labels),
         leave_one_out([votes for votes in poll.labels.values() if len(votes) > 1]),
     )
-
-
-def _as_labels(final: Mapping[str, str]) -> dict[Unit, str]:
-    """A judge's last words as labels of pairs: inconsistent is a tie, failures are left out."""
-    labels = {
-        (item, 0, 1): "tie" if status == "inconsistent" else status
-        for item, status in final.items()
-    }
-    return {unit: label for unit, label in labels.items() if label in LABELS}
 
 
 def _longer_preferred(
@@ -112,16 +116,14 @@ def status_by_response(judged: JudgeAnswer) -> str:
     return "b" if judged.status == "a" else "a"
 
 
+def as_record(judged: JudgeAnswer) -> Record:
+    """An answer as the report card of a judge takes it: about responses, not slots."""
+    return Record(judged.item, status_by_response(judged), judged.order or None)
+
+
 def verdicts_of(answers: Iterable[JudgeAnswer]) -> dict[str, str]:
     """A judge's last word on each item."""
-    return {item: verdict_of(given) for item, given in _by_item(answers).items()}
-
-
-def _by_item(answers: Iterable[JudgeAnswer]) -> dict[str, list[JudgeAnswer]]:
-    asked: dict[str, list[JudgeAnswer]] = defaultdict(list)
-    for judged in answers:
-        asked[judged.item].append(judged)
-    return asked
+    return final_statuses(map(as_record, answers))
 
 
 def verdict_of(answers: Sequence[JudgeAnswer]) -> str:
@@ -129,116 +131,69 @@ def verdict_of(answers: Sequence[JudgeAnswer]) -> str:
 
     With none, its failure.
     """
-    statuses = {status_by_response(judged) for judged in answers}
-    valid = statuses & {"a", "b", "tie", "inconsistent"}
-    return (
-        (valid.pop() if len(valid) == 1 else "inconsistent")
-        if valid
-        else ("invalid" if "invalid" in statuses else "error")
-    )
+    return final_status(map(status_by_response, answers))
 
 
-def _position_bias(answers: Iterable[JudgeAnswer]) -> PositionBias | None:
-    straight, swapped = [], []
-    for given in _by_item(answers).values():
-        by_order = {judged.order[:1]: status_by_response(judged) for judged in given}
-        if (0,) in by_order and (1,) in by_order:
-            for column, order in ((straight, (0,)), (swapped, (1,))):
-                column.append(by_order[order] if by_order[order] in LABELS else None)
-    return position_bias(straight, swapped) if straight else None
-
-
-def _first_slot_bias(answers: Iterable[JudgeAnswer]) -> SlotBias | None:
-    decided = [judged for judged in answers if judged.order and judged.status in ("a", "b")]
-    return clustered_slot_bias(
-        [judged.status == "a" for judged in decided], [judged.item for judged in decided]
-    )
-
-
-def _agreement_with_majority(humans: dict[Unit, list[str]], labels: dict[Unit, str]) -> Agreement:
-    rows = [
-        (most, labels[unit])
-        for unit, votes in humans.items()
-        if unit in labels and (most := majority(votes)) is not None
-    ]
-    if not rows:
-        return Agreement(None, None, None, 0, "no item has a majority of people and a verdict")
-    return cohen_kappa([a for a, _ in rows], [b for _, b in rows], categories=list(LABELS))
-
-
-def majority(votes: Sequence[str]) -> str | None:
-    """The label with more votes than any other; None where two share the lead."""
-    ranked = Counter(votes).most_common(2)
-    return ranked[0][0] if len(ranked) == 1 or ranked[0][1] > ranked[1][1] else None
-
-
-def rank_correlations(
-    choices: Sequence[Choice], labels: dict[Unit, str]
-) -> tuple[Agreement | None, Agreement | None]:
-    """Rank correlation of the models' scores by people and by a judge: rho and tau-b.
-
-    Spearman's and Kendall's. The scores are Bradley-Terry, ties half a win, without a slot term.
-    """
-    models = {c.unit: c.models for c in choices}
-    people = _model_abilities((c.models, c.label) for c in choices)
-    judge = _model_abilities(
-        (models[unit], label) for unit, label in labels.items() if unit in models
-    )
-    names = [] if people is None or judge is None else [name for name in people if name in judge]
-    if people is None or judge is None or len(names) < 3:
-        return None, None
-    x, y = [people[n] for n in names], [judge[n] for n in names]
-    return spearman(x, y), kendall_tau_b(x, y)
-
-
-def _model_abilities(results: Iterable[tuple[tuple[str, str], str]]) -> dict[str, float] | None:
-    rows = [(pair, label) for pair, label in results if all(pair) and pair[0] != pair[1]]
-    names = {
-        name: k for k, name in enumerate(dict.fromkeys(name for pair, _ in rows for name in pair))
-    }
-    if len(names) < 2:
-        return None
-    wins, tied = np.zeros((len(names), len(names))), np.zeros((len(names), len(names)))
-    for (one, two), label in rows:
-        i, j = names[one], names[two]
-        if label == "tie":
-            tied[i, j] += 1
-            tied[j, i] += 1
-        else:
-            wins[(i, j) if label == "a" else (j, i)] += 1
-    found = bradley_terry(wins, tied, ties="half", names=list(names))
-    return (
-        None
-        if found.log_ability is None
-        else dict(zip(names, found.log_ability.tolist(), strict=True))
-    )
-
-
-def win_rates(poll: Poll, labels: dict[Unit, str]) -> dict[str, PPI]:
+def win_rates(poll: Poll, labels: Mapping[Unit, str]) -> dict[str, PPI]:
     """Each model's win rate among people, sharpened by a judge's verdicts on unrated items.
 
     Ties are half a win. Empty without such verdicts.
     """
     rated = {c.unit: c.models for c in poll.choices}
     rest = {
-        unit: poll.models[unit[0]]
+        unit: (pair[0], pair[1])
         for unit in labels
-        if unit not in rated and unit[0] in poll.models
+        if unit not in rated and len(pair := poll.models.get(unit[0], ())) > 1
     }
-    worth = {"a": 1.0, "tie": 0.5, "b": 0.0}
-    found: dict[str, PPI] = {}
-    for name in sorted({model for pair in rest.values() for model in pair if model}):
-        y, f, g = [], [], []
-        for unit, pair in [*rated.items(), *rest.items()]:
-            if unit not in labels or pair.count(name) != 1:
-                continue
-            turn: Callable[[float], float] = (lambda w: w) if pair[0] == name else (lambda w: 1 - w)
-            judged = turn(worth[labels[unit]])
-            if unit in rated:
-                y.append(turn(float(np.mean([worth[vote] for vote in poll.labels[unit]]))))
-                f.append(judged)
-            else:
-                g.append(judged)
-        if len(y) > 1 and g:
-            found[name] = ppi(y, f, g)
-    return found
+    return corrected_win_rates(rated, rest, poll.labels, labels)
+
+
+def judged_of(poll: Poll) -> Judged:
+    """Votes and verdicts as a judge's report card takes them: pairs of responses, by response.
+
+    A ranking of K responses is K(K-1)/2 pairs. Items with a right answer keep it as gold.
+    """
+    items: dict[str, JudgedItem] = {}
+    votes: list[PersonVote] = []
+    for ballot in poll.ballots:
+        if ballot.repeat:
+            continue
+        for choice in choices_of(ballot):
+            item = pair_item(poll, choice.unit, choice.models, choice.lengths, ballot.gold)
+            items.setdefault(item.id, item)
+            votes.append(PersonVote(item.id, choice.annotator, choice.label))
+    judges: dict[str, list[Record]] = {}
+    for name, answers in poll.judges.items():
+        judges[name] = [as_record(answer) for answer in answers]
+        for answer in answers:
+            if answer.item not in items:
+                models = (*poll.models.get(answer.item, ()), "", "")
+                lengths = poll.lengths.get(answer.item, ())
+                words = (lengths[0], lengths[1]) if len(lengths) == 2 else (0, 0)
+                unit = (answer.item, 0, 1)
+                items[answer.item] = pair_item(poll, unit, (models[0], models[1]), words, None)
+    return Judged(
+        poll.name,
+        items,
+        judges,
+        votes,
+        notes=tuple(note for note in poll.notes if note not in MTBENCH_NOTES),
+    )
+
+
+def pair_item(
+    poll: Poll,
+    unit: Unit,
+    models: tuple[str, str],
+    lengths: tuple[int, int],
+    gold: int | None,
+) -> JudgedItem:
+    """One pair of responses; the first pair of an item has the item's own name."""
+    item, i, j = unit
+    return JudgedItem(
+        item if (i, j) == (0, 1) else f"{item}:{i}:{j}",
+        poll.prompts.get(item, item),
+        models,
+        lengths if any(lengths) else None,
+        gold=None if gold not in (i, j) else "a" if gold == i else "b",
+    )

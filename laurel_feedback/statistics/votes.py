@@ -123,6 +123,12 @@ class Poll:
     notes: tuple[str, ...] = ()
     models: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The models of each item's responses, rated or not."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """What each item asks, where it is known: items of one prompt are not independent."""
+    lengths: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Words of each item's responses, rated or not."""
+    checks: dict[str, str] = field(default_factory=dict)
+    """Of spot checks of a judge: the name of the pair that was judged, and of the item here."""
 
     @cached_property
     def counted(self) -> list[Ballot]:
@@ -194,7 +200,24 @@ def batch_poll(store: Store, batch_id: int) -> Poll:
             _verdicts(session, batch_id),
             BatchSettings.model_validate(batch.settings),
             models={name: item.models for name, item in items.items() if item.models},
+            prompts={name: item.prompt for name, item in items.items()},
+            lengths={name: item.lengths for name, item in items.items()},
+            checks={item.check: name for name, item in items.items() if item.check},
         )
+
+
+def batch_polls(address: str) -> list[Poll]:
+    """Every batch of a database; UsageError where there is none."""
+    store = Store(address)
+    try:
+        with store.read() as session:
+            batches = list(session.scalars(select(Batch.id).order_by(Batch.id)))
+        if not batches:
+            fix = "Bring votes or items in: laurel feedback import."
+            raise UsageError("this database has no batch.", where=store.shown, fix=fix)
+        return [batch_poll(store, batch) for batch in batches]
+    finally:
+        store.close()
 
 
 class _Item(NamedTuple):
@@ -207,6 +230,8 @@ class _Item(NamedTuple):
     words: int
     models: tuple[str, ...]
     lengths: tuple[int, ...]
+    prompt: str
+    check: str
 
 
 def _items(session: Session, batch_id: int) -> dict[str, _Item]:
@@ -220,7 +245,8 @@ def _items(session: Session, batch_id: int) -> dict[str, _Item]:
     for item, model, text in session.execute(texts.order_by(Response.item_id, Response.place)):
         models[item].append(model)
         lengths[item].append(len(text.split()))
-    rows = select(Item.id, Item.kind, Item.gold, Item.prompt).where(Item.batch_id == batch_id)
+    columns = (Item.id, Item.kind, Item.gold, Item.prompt, Item.source)
+    rows = select(*columns).where(Item.batch_id == batch_id)
     return {
         name: _Item(
             kind,
@@ -228,8 +254,10 @@ def _items(session: Session, batch_id: int) -> dict[str, _Item]:
             sum(lengths[name]) + sum(len(str(m.get("content", "")).split()) for m in prompt),
             tuple(models[name]),
             tuple(lengths[name]),
+            json.dumps(prompt),
+            str(source.get("spot check", "")),
         )
-        for name, kind, gold, prompt in session.execute(rows)
+        for name, kind, gold, prompt, source in session.execute(rows)
     }
 
 
@@ -341,11 +369,13 @@ def read_llmfao(folder: Path) -> Poll:
     pairs-crowd.jsonl and the models' own verdicts are read too where they exist.
     """
     pairs = {str(row["id"]): row for row in _jsonl(folder / "pairs-crowd.jsonl", optional=True)}
+    prompts: dict[str, str] = {}
     ballots = []
     for row in _csv(folder / "crowd-comparisons.csv", ("id", "left", "right", "winner", "worker")):
         pair = pairs.get(row["id"], {})
         lengths = tuple(len(str(pair.get(name) or "").split()) for name in ("result_x", "result_y"))
         words = sum(lengths) + len(str(pair.get("text", "")).split())
+        prompts[row["id"]] = str(pair.get("prompt", row.get("prompt", row["id"])))
         rating = _rating(
             row["winner"], {"left": 1, "right": 4, "tie": 0}, folder / "crowd-comparisons.csv"
         )
@@ -367,7 +397,7 @@ def read_llmfao(folder: Path) -> Poll:
         for name, file in files.items()
         if (folder / file).is_file()
     }
-    return Poll("LLMFAO", ballots, judges)
+    return Poll("LLMFAO", ballots, judges, prompts=prompts)
 
 
 def _llmfao_verdicts(path: Path) -> list[JudgeAnswer]:

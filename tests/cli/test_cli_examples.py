@@ -14,6 +14,8 @@ from laurel.core.run import Run
 from laurel.data.formats import rows_fit_for
 from laurel.data.source import is_file_name, load_rows
 from laurel.data.tasks import is_task
+from laurel.judge.options import read_judge
+from laurel.judge.template import load_prompt
 from laurel.model.chat import encode_supervised
 from laurel.model.scratch import char_tokenizer
 from laurel.pipeline.plan import read_plan
@@ -36,6 +38,8 @@ EXAMPLES = {
 """name: the algorithm it is for."""
 PLANS = ("addition-rlhf", "stories-rlhf")
 """Plans of `laurel pipeline`."""
+JUDGES = ("judge", "rubric")
+"""Judges of `laurel judge`."""
 
 
 def configuration(name):
@@ -54,8 +58,18 @@ def here(monkeypatch, tmp_path):
 
 def test_every_example_is_known():
     assert sorted(path.stem for path in (ROOT / "examples").glob("*.yaml")) == sorted(
-        [*EXAMPLES, *PLANS]
+        [*EXAMPLES, *PLANS, *JUDGES]
     )
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_judge_is_sound_and_is_a_reward(name, here):
+    """Read with its prompt, and named as the file says it is used."""
+    path = f"examples/{name}.yaml"
+    assert load_prompt(read_judge(path).form).labels
+    assert load_reward(f"judge:{path}").name == name
+    text = (ROOT / path).read_text()
+    assert text.startswith("# ") and f"laurel judge run {path}" in text
 
 
 @pytest.mark.parametrize("name", PLANS)

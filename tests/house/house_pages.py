@@ -54,6 +54,8 @@ ORDER = (
     "experiments.md",
     "feedback.md",
     "feedback-statistics.md",
+    "judges.md",
+    "constitution.md",
     "prompts.md",
     "performance.md",
     "house.md",

@@ -14,7 +14,8 @@ FLOORS = (
     {"data", "weight", "objective", "measure"},
     {"fast"},
     {"model"},
-    {"reward", "rollout", "judge"},
+    {"judge"},
+    {"reward", "rollout"},
     {"eval"},
     {"train", "search", "report", "serve"},
     {"verify", "pipeline"},
@@ -34,7 +35,13 @@ BELOW = {
 """What the other packages import of laurel. Between each other they import nothing."""
 EXPERIMENTS = "laurel_worlds.experiments"
 """The lectures' experiments train as a user would: they import all of laurel, and the feedback."""
-VERBS = ("laurel.cli.feedback", "laurel.cli.tabular", "laurel.cli.prompt")
+VERBS = (
+    "laurel.cli.feedback",
+    "laurel.cli.tabular",
+    "laurel.cli.prompt",
+    "laurel.cli.judge_run",
+    "laurel.cli.judge_card",
+)
 """The files of laurel that know another package: its verbs, imported when they are asked for."""
 DOORS = {"__init__": {"core"}, "__main__": {"cli"}}
 """What files outside every room may import: public names come from core, the command from cli."""

@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from laurel.measure.intervals import wilson
 from laurel.measure.judging import (
     hourly,
     judge_metrics,
@@ -225,6 +226,48 @@ def test_ppi_covers_and_is_narrower_than_people_alone():
     assert 0.91 <= inside / 400 <= 0.98
     assert np.mean(width) < 0.6 * np.mean(alone)
     assert np.mean(useless) < 0.2
+
+
+def test_ppi_of_few_labels_holds_what_it_says():
+    """1,000 studies of each judge: biased and informative, and one that knows nothing.
+
+    The table of designs is printed by `laurel_worlds.experiments.prediction_powered`.
+    """
+    rng = np.random.default_rng(5)
+    for labels, truth, informed in ((100, 0.65, True), (50, 0.8, False), (100, 0.1, False)):
+        inside, width, alone = 0, 0.0, 0.0
+        for _ in range(1000):
+            y = (rng.random(labels + 1000) < truth) * 1.0
+            f = (rng.random(len(y)) < np.where(y == 1, 0.9, 0.3 if informed else 0.9)) * 1.0
+            found = ppi(y[:labels], f[:labels], f[labels:])
+            inside += found.estimate.low <= truth <= found.estimate.high
+            width += found.estimate.high - found.estimate.low
+            alone += found.human.high - found.human.low
+        assert 0.93 <= inside / 1000 <= 0.975, (labels, truth)
+        assert width < (0.9 if informed else 1.05) * alone, (labels, truth)
+
+
+def test_ppi_of_a_judge_who_is_nearly_always_right():
+    """Two labels in a hundred are wrong: the normal interval would hold the truth in two of three
+    studies of 50 labels.
+    """
+    rng = np.random.default_rng(6)
+    inside = 0
+    for _ in range(300):
+        y = (rng.random(3050) < 0.8) * 1.0
+        f = np.where(rng.random(3050) < 0.1, 1.0, y)
+        found = ppi(y[:50], f[:50], f[50:])
+        inside += found.estimate.low <= 0.8 <= found.estimate.high
+        assert 0 <= found.estimate.low <= found.estimate.value <= found.estimate.high <= 1
+    assert inside / 300 >= 0.93
+
+
+def test_ppi_of_labels_that_are_no_shares():
+    """Scores have Student's t; a judge who always says the same leaves the labels alone."""
+    found = ppi([3.0, 5.0, 4.0], [1.0, 1.0, 1.0], [1.0, 1.0])
+    assert found.weight == 0 and found.estimate == found.human
+    assert found.human.high - 4 == pytest.approx(4.302653 / np.sqrt(3))
+    assert ppi([0, 1, 1, 1], [1] * 4, [1] * 9).human == wilson(3, 4)
 
 
 def test_pay_per_hour():

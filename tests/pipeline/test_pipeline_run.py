@@ -14,11 +14,13 @@ from laurel.cli.main import main
 from laurel.core.errors import LaurelError, UsageError
 from laurel.core.files import read_json
 from laurel.core.sample import Group, Key, Message, Sample
+from laurel.judge.judge import Judge, Pair
+from laurel.judge.options import read_judge
 from laurel.measure.best_of_n import best_of_n
 from laurel.model.scratch import save_scratch
 from laurel.pipeline.compare import commonest, fell_back, over_training, win_rate
 from laurel.pipeline.plan import Preferring, read_plan
-from laurel.pipeline.run import pipeline
+from laurel.pipeline.run import judge_source, pipeline
 from laurel.pipeline.stages import by_judge, prefer
 from laurel.pipeline.store import make
 from laurel.reward.mixture import load_rewards
@@ -255,6 +257,51 @@ def test_an_ensemble_a_judge_and_an_export(files, tmp_path):
         "policy",
         "compare",
     ]
+
+
+def test_a_language_model_judges(files, tmp_path):
+    """`prefer.judge: judge.yaml`: a folder, served for the time of the stage and asked in both
+    orders; its mean chance is the soft label, and its prompt is part of what the stage is made of.
+    """
+    (files / "asks.yaml").write_text(
+        "name: sevens\nversion: 1\nuser: '{first}+{second}'\nanswer_prefix: '='\nfence: false\n"
+        "labels: {'1': a, '2': b}\n"
+    )
+    (files / "judge.yaml").write_text(
+        "model: ./model\napi: completions\nprompt: asks.yaml\nlabel: logprobs\nleast_mass: 0\n"
+    )
+    path = plan_file(
+        files,
+        sft=None,
+        prefer={"judge": "judge.yaml", "pairs_per_prompt": 2},
+        reward={"max_steps": 2, "prompts_per_step": 8},
+    )
+    plan = read_plan(path, {"output_dir": str(tmp_path)}, ["policy.max_steps=2"])
+    pipeline(plan, quiet=True)
+    made = next(tmp_path.glob("prefer-*"))
+    rows = [json.loads(line) for line in (made / "pairs.jsonl").read_text().splitlines()]
+    facts = read_json(made / "facts.json")
+    assert len(rows) == facts["pairs"] > 20 and facts["unjudged"] == 0
+    pairs = [Pair("x", row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    with Judge(read_judge(files / "judge.yaml"), cache=made / "answers.sqlite") as judge:
+        again = judge.compare(pairs)
+        # every pair was judged, in both orders, and is asked for no second time
+        assert judge.members[0].child is None
+    flipped = 0
+    for row, judged in zip(rows, again, strict=True):
+        likely = judged.soft_label
+        flipped += likely < 0.5
+        assert row["soft_label"] == pytest.approx(max(likely, 1 - likely), abs=1e-6)
+    assert flipped == facts["flipped"]
+    before = judge_source(str(files / "judge.yaml"))
+    (files / "asks.yaml").write_text(
+        (files / "asks.yaml").read_text().replace("{first}+{second}", "{first}={second}")
+    )
+    assert judge_source(str(files / "judge.yaml")) != before
+    with pytest.raises(UsageError, match="temprature"):
+        (files / "judge.yaml").write_text("model: ./model\ntemprature: 1\n")
+        pipeline(read_plan(path, {"output_dir": str(tmp_path / "no")}), quiet=True)
+    assert not (tmp_path / "no").exists()
 
 
 def test_one_prompt_kept_two_answers_and_conversations(files, tmp_path):
