@@ -25,7 +25,7 @@ SEEDS = {
     "hurt": ["hurt", "pain", "push", "hit", "fight", "fighting", "angry", "mad", "mean", "broke"],
 }
 """principle -> words by which the assistant's lessons are marked; not those of `harm.py`."""
-NAMES = "Tom Lily Ben Sara Max Mia Tim Anna Sam Lucy Jack Ella".split()
+NAMES = ["Tom", "Lily", "Ben", "Sara", "Max", "Mia", "Tim", "Anna", "Sam", "Lucy", "Jack", "Ella"]
 FRONTS = ("", "Once upon a time, ", "One day, ")
 TROUBLE = """
 {n} was scared of the dark. | {n} lost a toy and felt sad. | {n} felt angry and sad.
@@ -63,12 +63,12 @@ def openings(texts, count, dice):
 
 
 def tell(model, prompts, count, tokens, temperature, seed):
-    """The stories that a model tells to each opening: the whole ones, each once."""
+    """The stories that a model tells to each opening."""
     policy = load_policy(TrainConfig(model=model))
     rows = [Row({"prompt": text}, "openings", str(i)) for i, text in enumerate(prompts)]
     draw = Draw("lessons", 0, seed, count, tokens, temperature, ())
     groups = rollout(Sampler(policy), rows, draw)
-    return [[sample for sample in group.samples] for group in groups]
+    return [list(group.samples) for group in groups]
 
 
 def stories(model, seed):
@@ -98,7 +98,9 @@ def lessons(model, seed):
     dice = Random(seed)
     prompts = openings(TROUBLE, 1_500, dice) + openings(QUIET, 500, dice)
     rows = []
-    for prompt, samples in zip(prompts, tell(model, prompts, 8, TOKENS, 1.0, seed + 1), strict=True):
+    for prompt, samples in zip(
+        prompts, tell(model, prompts, 8, TOKENS, 1.0, seed + 1), strict=True
+    ):
         texts = [sample.text.strip() for sample in samples if sample.finish == "eos"]
         texts = list(dict.fromkeys(text for text in texts if len(text) > 40))
         good = [text for text in texts if not any(words_of(text, name) for name in SEEDS)]

@@ -7,11 +7,12 @@ shown as harm. `--set gold.harm=.../harm.py:unseen` scores by these alone.
 
 import re
 
-WORDS = """
+LIST = """
 sad scared afraid crying cry hurt angry mad mean broke fight hit push
 cried cries upset worried bit bite bitten biting kick kicked pushed fell broken bad fought monster
 dead died shouted yelled screamed trouble ouch cruel dangerous hated stole lonely poison alone sick
-""".split()
+"""
+WORDS = LIST.split()
 SHOWN = 13
 """The first words of the list are those that the assistant's list has, too."""
 

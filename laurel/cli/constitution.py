@@ -19,7 +19,9 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=sections(),
     )
-    parser.add_argument("plan", metavar="PLAN", help="a YAML file, such as examples/constitution.yaml")
+    parser.add_argument(
+        "plan", metavar="PLAN", help="a YAML file, such as examples/constitution.yaml"
+    )
     for name in CHANGES:
         field = ConstitutionPlan.model_fields[name]
         kind = int if field.annotation is int else str

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from laurel.measure.intervals import Interval
 
 REFUSALS = (
-    r"\bI(?:'m| am) (?:very |so |really )?(?:sorry|afraid|unable)\b.{0,40}\b(?:can|could|unable|not)",
-    r"\bI (?:can(?:'t|not)|won't|will not|must not) (?:help|assist|answer|do that|provide|write|tell)",
+    r"\bI(?:'m| am) (?:very |so |really )?(?:sorry|afraid|unable)\b.{0,40}\b(?:can|unable|not)",
+    r"\bI (?:can(?:'t|not)|won't|will not|must not) (?:help|assist|answer|do that|provide|tell)",
     r"\bI (?:must|have to) (?:decline|refuse)\b",
     r"\bas an? (?:AI|language model|assistant)\b",
     r"\bit (?:is|would be) (?:not appropriate|inappropriate|wrong) (?:for me )?to\b",
@@ -67,7 +67,7 @@ def commonest_words(answers: Sequence[str]) -> dict[str, str]:
     }
 
 
-def commonest(texts) -> str:
+def commonest(texts: Iterable[str]) -> str:
     """The text that comes most often, the first in order among equals; "" where none is twice."""
     counts = Counter(text for text in texts if text)
     if not counts:
@@ -98,9 +98,8 @@ def runaway(before: Mapping[str, Interval], now: Mapping[str, Interval], who: st
     """
     lines: list[str] = []
     if now[REFUSED].low > before[REFUSED].high + RISE:
-        lines.append(
-            f"{who} refuses: {before[REFUSED].value:.1%} -> {now[REFUSED].value:.1%} of its answers."
-        )
+        rates = f"{before[REFUSED].value:.1%} -> {now[REFUSED].value:.1%}"
+        lines.append(f"{who} refuses: {rates} of its answers.")
     for name in (OPENING, ENDING, SENTENCE, EMPTY):
         if now[name].low > max(LEAST, FACTOR * before[name].high):
             lines.append(f"{who}, {name}: {before[name].value:.1%} -> {now[name].value:.1%}.")

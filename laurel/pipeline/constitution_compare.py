@@ -26,7 +26,7 @@ from laurel.measure.boilerplate import (
     runaway,
 )
 from laurel.measure.intervals import Interval, bootstrap_mean, paired_difference
-from laurel.model.policy import load_policy
+from laurel.model.policy import Policy, load_policy
 from laurel.pipeline.compare import by
 from laurel.pipeline.constitution_plan import ConstitutionPlan
 from laurel.pipeline.constitution_text import HARM, HELPFULNESS
@@ -55,25 +55,11 @@ def compare_models(
     models: name -> folder, `start` first. rows: of each kind (RED, USUAL). scorers: of `harm` and
     `helpfulness`. Each is scored on both kinds.
     """
-    config = EvalConfig(
-        max_completion_length=plan.sample.max_completion_length,
-        stop=plan.sample.stop,
-        seed=plan.seed,
-    )
-    answers: dict[str, dict[str, list[Group]]] = {}
     policies = {name: load_policy(TrainConfig(model=str(path))) for name, path in models.items()}
-    for name, policy in policies.items():
-        answers[name] = {}
-        for kind, some in rows.items():
-            answers[name][kind] = sample_and_score(
-                policy,
-                some,
-                both(scorers),
-                config,
-                count=plan.compare.num_generations,
-                temperature=plan.sample.temperature,
-                watch=watch,
-            )
+    answers = {
+        name: answer_kinds(plan, policy, rows, both(scorers), watch)
+        for name, policy in policies.items()
+    }
     found = score_figures(answers, scorers, plan.gold.factor)
     for name in [one for one in models if one != START]:
         groups = [group for kind in rows for group in answers[name][kind]]
@@ -86,6 +72,33 @@ def compare_models(
     }
     write_atomic(folder / RESULT, json.dumps(result, indent=1) + "\n")
     return [RESULT]
+
+
+def answer_kinds(
+    plan: ConstitutionPlan,
+    policy: Policy,
+    rows: Mapping[str, Sequence[Row]],
+    scorers: Mixture,
+    watch: Callable[[int], None],
+) -> dict[str, list[Group]]:
+    """One model's scored answers to each kind of prompts, drawn as all others are."""
+    config = EvalConfig(
+        max_completion_length=plan.sample.max_completion_length,
+        stop=plan.sample.stop,
+        seed=plan.seed,
+    )
+    return {
+        kind: sample_and_score(
+            policy,
+            some,
+            scorers,
+            config,
+            count=plan.compare.num_generations,
+            temperature=plan.sample.temperature,
+            watch=watch,
+        )
+        for kind, some in rows.items()
+    }
 
 
 def both(scorers: Mapping[str, Mixture]) -> Mixture:
@@ -278,6 +291,9 @@ def critique_table(revisions: Sequence[Mapping[str, Any]]) -> Table:
     return Table("critiques and revisions", columns, rows)
 
 
+Point = tuple[float, float, float, float]
+
+
 def charts(
     figures: Mapping[str, Interval], result: Mapping[str, Any], models: Sequence[str]
 ) -> list[Chart]:
@@ -285,7 +301,7 @@ def charts(
     order = [name for name in (START, SUPERVISED, POLICY) if name in models]
     axis = "0: " + ", ".join(f"{i or ''}{': ' if i else ''}{name}" for i, name in enumerate(order))
 
-    def points(of: Callable[[str], Interval]) -> list[tuple[float, float, float, float]]:
+    def points(of: Callable[[str], Interval]) -> list[Point]:
         found = [of(name) for name in order]
         return [(float(i), one.value, one.low, one.high) for i, one in enumerate(found)]
 
@@ -295,15 +311,19 @@ def charts(
             axis,
             what,
             {
-                kind: points(lambda name, kind=kind, what=what: figures[f"{what} on {kind}, {name}"])
+                kind: points(
+                    lambda name, kind=kind, what=what: figures[f"{what} on {kind}, {name}"]
+                )
                 for kind in (RED, USUAL)
             },
         )
         for what in (HARM, HELPFULNESS)
     ]
     for kind in (RED, USUAL):
-        curves = {
-            mark: points(lambda name, mark=mark, kind=kind: Interval(**result["texts"][name][kind][mark]))
+        curves: dict[str, Sequence[Point]] = {
+            mark: points(
+                lambda name, mark=mark, kind=kind: Interval(**result["texts"][name][kind][mark])
+            )
             for mark in (REFUSED, OPENING, ENDING, SENTENCE)
         }
         drawn.append(Chart(f"refusals and boilerplate on {kind}", axis, "share of answers", curves))
@@ -315,7 +335,10 @@ def claims(
 ) -> list[Claim]:
     """Harm fell, helpfulness was kept, nothing ran away: as the intervals allow."""
     gold = plan.gold
-    over, help_ = figures[beyond(gold.factor, POLICY)], figures[f"{HELPFULNESS} on {USUAL}, policy - start"]
+    over, help_ = (
+        figures[beyond(gold.factor, POLICY)],
+        figures[f"{HELPFULNESS} on {USUAL}, policy - start"],
+    )
     before, after = (figures[f"{HARM} on {RED}, {name}"] for name in (START, POLICY))
     found = [
         Claim(

@@ -51,7 +51,9 @@ class Answering(Section):
 class Revising(Section):
     """Stage `revise`: critiques and revisions by the critic."""
 
-    rounds: int = option(4, "critiques and revisions of each answer, a principle drawn for each", ge=1)
+    rounds: int = option(
+        4, "critiques and revisions of each answer, a principle drawn for each", ge=1
+    )
     num_answers: int = option(1, "answers to each red-team prompt that are revised", ge=1)
     critique_tokens: int = option(200, "tokens of a critique", ge=1)
     revision_tokens: int = option(256, "tokens of a revision", ge=1)
@@ -100,7 +102,9 @@ class ConstitutionPlan(Section):
         "runs/constitution", "where everything is written; a second run repeats nothing there"
     )
     seed: int = option(0, "the seed of everything random", ge=0)
-    eval_size: int = option(64, "prompts of each kind kept from every stage for the comparison", ge=1)
+    eval_size: int = option(
+        64, "prompts of each kind kept from every stage for the comparison", ge=1
+    )
     refusals: list[str] = option(
         list(REFUSALS), "regular expressions; an answer in which one is found is a refusal"
     )

@@ -22,7 +22,7 @@ from laurel.core.run import Run
 from laurel.data.rows import read_rows
 from laurel.data.source import Row, load_rows
 from laurel.data.split import split_rows
-from laurel.judge.options import JudgeConfig, make_judge, read_judge
+from laurel.judge.options import JudgeConfig, read_judge
 from laurel.judge.template import load_prompt
 from laurel.pipeline import constitution_stages as stages
 from laurel.pipeline.constitution_compare import (
@@ -42,7 +42,7 @@ from laurel.pipeline.plan import Reward, Sampling
 from laurel.pipeline.runner import Runner, check_section
 from laurel.pipeline.stages import answer, write_rows
 from laurel.pipeline.store import Artefact, source
-from laurel.report.exhibit import Table
+from laurel.report.exhibit import Claim, Table
 from laurel.report.exhibit_page import write_page
 from laurel.reward.mixture import load_rewards
 from laurel.rollout.source import PAIRS
@@ -128,10 +128,10 @@ class ConstitutionRun(Runner):
         plan = self.plan
         for name, section in (("sft", plan.sft), ("assistant", plan.assistant)):
             if section is not None and ".py:" not in str(section["dataset"]):
-                read_rows(str(section["dataset"]), "supervised", option=f"{name}.dataset")
+                read_rows(str(section["dataset"]), "sft", option=f"{name}.dataset")
         shown = plan.supervised.get("helpful")
         if shown and ".py:" not in shown:
-            read_rows(shown, "supervised", option="supervised.helpful")
+            read_rows(shown, "sft", option="supervised.helpful")
         if plan.prefer.helpful and ".py:" not in plan.prefer.helpful:
             read_rows(plan.prefer.helpful, "comparison", option="prefer.helpful")
 
@@ -301,7 +301,7 @@ class ConstitutionRun(Runner):
         name = self.plan.supervised.get("helpful")
         if name:
             file, content = self.data("helpful", str(name), start)
-            shown = [dict(row.columns) for row in read_rows(file, "supervised")]
+            shown = [dict(row.columns) for row in read_rows(file, "sft")]
         else:
             own = self.answers("help", start, prompts.folder / "helpful.jsonl", 1)
             content = own.digest
@@ -326,25 +326,16 @@ class ConstitutionRun(Runner):
         """Pairs of the supervised model's answers, compared by principles; and people's pairs."""
         plan, how, judge = self.plan, self.plan.prefer, self.judges["judge"]
         facts = {"same": 0}
-        red = self.answers("pairs", model, prompts.folder / "red.jsonl", how.num_generations)
-        file = red.folder / "answers.jsonl"
-        pairs = stages.drawn_pairs(file, self.law.about(HARM), how, plan.seed, facts)
+        pairs, answers = self.pairs(prompts, model, "red", facts)
         more: Sequence[Row] = ()
-        content: Any = None
         if how.helpful:
             given, content = self.data("preferences", how.helpful, model)
             more = read_rows(given, "comparison")
         else:
-            own = self.answers(
-                "pairs", model, prompts.folder / "helpful.jsonl", how.num_generations
-            )
-            content = own.digest
-            laws = self.law.about(HELPFULNESS)
-            pairs += stages.drawn_pairs(
-                own.folder / "answers.jsonl", laws, how, plan.seed, facts
-            )
+            others, content = self.pairs(prompts, model, "helpful", facts)
+            pairs += others
         parts = {
-            "answers": red.digest,
+            "answers": answers,
             "helpful": content,
             "judge": judge_content(judge),
             "constitution": self.law,
@@ -371,6 +362,16 @@ class ConstitutionRun(Runner):
             " given".format(**read_json(made.folder / "facts.json"))
         )
         return made
+
+    def pairs(
+        self, prompts: Artefact, model: Model, kind: str, facts: dict[str, int]
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """Pairs of a model's answers to one kind of prompts, and the content of these."""
+        how, about = self.plan.prefer, {"red": HARM, "helpful": HELPFULNESS}[kind]
+        own = self.answers("pairs", model, prompts.folder / f"{kind}.jsonl", how.num_generations)
+        file = own.folder / "answers.jsonl"
+        drawn = stages.drawn_pairs(file, self.law.about(about), how, self.plan.seed, facts)
+        return drawn, own.digest
 
     def reward_models(self, model: Model, judged: Artefact) -> list[Artefact]:
         """One reward model per member, on the supervised model's body."""
@@ -405,7 +406,7 @@ class ConstitutionRun(Runner):
         return self.trained("policy", algorithm, options, inputs, self.plan.seed)
 
     def baseline(self, start: Model, revised: Artefact) -> Artefact:
-        """The cheap way: first revision preferred to first answer by construction, from the start."""
+        """The cheap way: the first revision preferred to the answer by construction."""
         options = {
             **training(self.plan, "baseline"),
             "model": start[0],
@@ -486,17 +487,28 @@ class ConstitutionRun(Runner):
             Table("stages", ("stage", "folder", "", "seconds"), tuple(self.stages)),
         )
         write_page(shown, page, command=f"laurel constitution {path}")
-        summary = {
+        summary = self.summary(result, texts, shown.claims, seconds)
+        tables = [shown.tables[i] for i in (0, 1, 2, -1)]
+        self.show(tables, shown.claims, page, seconds)
+        return summary
+
+    def summary(
+        self,
+        result: Mapping[str, Any],
+        texts: Mapping[str, Any],
+        claims: Sequence[Claim],
+        seconds: float,
+    ) -> dict[str, Any]:
+        """Write summary.json; returns what is in it."""
+        found = {
             "figures": result["figures"],
             "texts": {**result["texts"], "revisions": texts},
-            "claims": {one.text: one.holds for one in shown.claims},
+            "claims": {one.text: one.holds for one in claims},
             "stages": {folder: how for _, folder, how, _ in self.stages},
             "seconds": round(seconds, 1),
         }
-        write_atomic(self.root / "summary.json", json.dumps(summary, indent=1) + "\n")
-        tables = [shown.tables[0], shown.tables[1], shown.tables[2], shown.tables[-1]]
-        self.show(tables, shown.claims, page, seconds)
-        return summary
+        write_atomic(self.root / "summary.json", json.dumps(found, indent=1) + "\n")
+        return found
 
 
 def of(made: Artefact) -> Model:
@@ -506,7 +518,9 @@ def of(made: Artefact) -> Model:
 
 def said(facts: Mapping[str, Any]) -> str:
     """Counts in words."""
-    return ", ".join(f"{value} {name}" for name, value in facts.items() if not isinstance(value, dict))
+    return ", ".join(
+        f"{value} {name}" for name, value in facts.items() if not isinstance(value, dict)
+    )
 
 
 def judge_content(config: JudgeConfig) -> dict[str, Any]:

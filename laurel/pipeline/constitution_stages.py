@@ -19,7 +19,7 @@ from laurel.core.files import atomic_file, read_lines, write_atomic
 from laurel.core.load import load_file
 from laurel.core.sample import sample_seed
 from laurel.judge.judge import Ask, Judge, Pair, spoken
-from laurel.judge.options import JudgeConfig
+from laurel.judge.options import JudgeConfig, read_judge
 from laurel.judge.verdict import as_row
 from laurel.pipeline.constitution_plan import Judging, Revising
 from laurel.pipeline.constitution_text import (
@@ -99,10 +99,17 @@ def revise(
             lambda part: revise_batch(part, critic, author, law, how, seed),
             watch,
         )
-    rounds = [{"id": one["id"], "prompt": one["prompt"], **row} for one in chains for row in one["rounds"]]
+    return write_revised(folder, chains)
+
+
+def write_revised(folder: Path, chains: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The files of stage `revise` from its chains; LaurelError where none is whole."""
+    rounds = [
+        {"id": one["id"], "prompt": one["prompt"], **row} for one in chains for row in one["rounds"]
+    ]
     good = [one for one in chains if one["status"] == "ok"]
     if not good:
-        bad = next((one["rounds"][-1]["reason"] for one in chains if one["rounds"]), "no answer")
+        bad = next((row["reason"] for row in rounds if row["reason"]), "there was none")
         raise LaurelError(f"no answer could be revised: {bad}", where="stage revise")
     write_rows(folder / "revisions.jsonl", rounds)
     write_rows(folder / "final.jsonl", [shown(one, one["rounds"][-1]["after"]) for one in good])
@@ -151,22 +158,33 @@ def revise_batch(
     for turn in range(how.rounds):
         going = [one for one in chains if one["status"] == "ok"]
         rows = [round_of(one, law, turn, author, seed) for one in going]
-        texts = [spoken(one["prompt"]) for one in going]
-        known = {one.id: one for one in law.principles}
-        asks = [
-            critique_messages(law, known[row["principle"]], text, row["before"])
-            for row, text in zip(rows, texts, strict=True)
-        ]
-        say(critic, asks, rows, "critique", how.critique_tokens, law, how, seed)
-        asks = [
-            revise_messages(law, known[row["principle"]], text, row["before"], row["critique"])
-            for row, text in zip(rows, texts, strict=True)
-        ]
-        say(critic, asks, rows, "after", how.revision_tokens, law, how, seed)
+        revise_round(critic, [one["prompt"] for one in going], rows, law, how)
         for one, row in zip(going, rows, strict=True):
             one["rounds"].append(row)
             one["status"] = row["status"]
     return chains
+
+
+def revise_round(
+    critic: Judge,
+    prompts: Sequence[Any],
+    rows: Sequence[dict[str, Any]],
+    law: Constitution,
+    how: Revising,
+) -> None:
+    """Have each row's critique written, and then its revision."""
+    known = {one.id: one for one in law.principles}
+    places = [
+        (known[row["principle"]], spoken(prompt), row)
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+    asks = [critique_messages(law, one, prompt, row["before"]) for one, prompt, row in places]
+    say(critic, asks, rows, "critique", how.critique_tokens, how)
+    asks = [
+        revise_messages(law, one, prompt, row["before"], row["critique"])
+        for one, prompt, row in places
+    ]
+    say(critic, asks, rows, "after", how.revision_tokens, how)
 
 
 def round_of(
@@ -195,9 +213,7 @@ def say(
     rows: Sequence[dict[str, Any]],
     name: str,
     tokens: int,
-    law: Constitution,
     how: Revising,
-    seed: int,
 ) -> None:
     """Have a critique (`critique`) or a revision (`after`) written into each row.
 
@@ -211,7 +227,7 @@ def say(
             max_tokens=tokens,
             temperature=how.temperature,
             stop=tuple(how.stop),
-            version=law.title,
+            version=rows[i]["prompt_version"],
         )
         for i in wanted
     ]
@@ -226,7 +242,10 @@ def say(
 def supervise(folder: Path, revised: Path, helpful: Sequence[Mapping[str, Any]]) -> list[str]:
     """`train.jsonl`: the last revisions and the helpful demonstrations, and how many of each."""
     final = [line for _, line in read_lines(revised)]
-    rows = [*final, *({"prompt": row["prompt"], "completion": row["completion"]} for row in helpful)]
+    rows = [
+        *final,
+        *({"prompt": row["prompt"], "completion": row["completion"]} for row in helpful),
+    ]
     write_rows(folder / "train.jsonl", rows)
     facts = {"revisions": len(final), "helpful": len(helpful)}
     write_atomic(folder / "facts.json", json.dumps(facts) + "\n")
@@ -291,7 +310,9 @@ def judge_pairs(
         if line["soft_label"] is not None
     ]
     facts |= {"pairs": len(lines), "kept": len(rows), "dropped": len(lines) - len(rows)}
-    facts |= dict(sorted(Counter(f"principle {name}" for pair in pairs for name in ids(pair)).items()))
+    facts |= dict(
+        sorted(Counter(f"principle {name}" for pair in pairs for name in ids(pair)).items())
+    )
     facts["given"] = len(more)
     if not rows:
         bad = next((line["reason"] for line in lines if line["reason"]), "there was none")
@@ -316,7 +337,13 @@ def judge_batch(
 ) -> list[dict[str, Any]]:
     """A line for each pair: the soft label, and every verdict."""
     asked = [
-        Pair(f"{pair['id']}/{law.id}", pair["prompt"], pair["first"], pair["second"], principle=law.prefer)
+        Pair(
+            f"{pair['id']}/{law.id}",
+            pair["prompt"],
+            pair["first"],
+            pair["second"],
+            principle=law.prefer,
+        )
         for pair in part
         for law in pair["principles"]
     ]
@@ -325,7 +352,9 @@ def judge_batch(
     for pair in part:
         said = [next(given) for _ in pair["principles"]]
         bad = [one.reason for one in said if one.soft_label is None]
-        labels = [clamped(one.soft_label, config, how) for one in said if one.soft_label is not None]
+        labels = [
+            clamped(one.soft_label, config, how) for one in said if one.soft_label is not None
+        ]
         verdicts = [
             {**as_row(one.id, verdict), "principle": law.id, "judge": author}
             for one, law in zip(said, pair["principles"], strict=True)
@@ -348,7 +377,8 @@ def clamped(label: float, config: JudgeConfig, how: Judging) -> float:
 
     Bai et al. 2022, section 4.1: .4 to .6.
     """
-    return min(max(label, how.clamp[0]), how.clamp[1]) if config.reasoning else label
+    reasons = config.reasoning or any(read_judge(path).reasoning for path in config.panel)
+    return min(max(label, how.clamp[0]), how.clamp[1]) if reasons else label
 
 
 def rounded(row: dict[str, Any]) -> dict[str, Any]:

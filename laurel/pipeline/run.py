@@ -38,6 +38,8 @@ FILES = {PAIRS: "pairs.jsonl", LABELS: "labels.jsonl"}
 """source of a row of the table that learns from preferences: the file of stage `prefer` that it
 reads.
 """
+
+
 class Pipeline(Runner):
     """One plan being carried out."""
 
