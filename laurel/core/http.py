@@ -162,7 +162,7 @@ class Wire:
         while True:
             try:
                 status, data, after = await self._once(url + path, body, room)
-                check_status(status, data, url + path, after)
+                check_status(status, data, url + path, after, self.key)
                 return None if plain else read_answer(data, url + path)
             except ServerDown as error:
                 if isinstance(error, ServerBusy):
@@ -226,7 +226,9 @@ def seconds_of(header: str | None) -> float:
     return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0.0
 
 
-def check_status(status: int, data: bytes, where: str, after: float = 0.0) -> None:
+def check_status(
+    status: int, data: bytes, where: str, after: float = 0.0, key: str = KEY
+) -> None:
     """The error that the status of an answer is, if it is one."""
     if status in BUSY:
         error = ServerBusy(f"it is busy (HTTP {status}): {said(data)}", where=where)
@@ -235,7 +237,7 @@ def check_status(status: int, data: bytes, where: str, after: float = 0.0) -> No
     if status in BROKEN:
         raise ServerDown(f"it failed (HTTP {status}): {said(data)}", where=where)
     if status == 401:
-        fix = f"Its API key is read from the environment variable {KEY}."
+        fix = f"Its API key is read from the environment variable {key}."
         raise UsageError(f"it refuses (HTTP {status}): {said(data)}", where=where, fix=fix)
     if status // 100 != 2:
         raise refusal(status, f"it refuses (HTTP {status}): {said(data)}", where)

@@ -2,7 +2,7 @@
 
 A question ends in an answer or in an `error` with its reason; nothing waits without an end. A
 server that is down is waited for, once for all questions, for `patience` seconds; then the run ends
-with an error, and what was answered is in the cache. So is a server that refuses whoever asks.
+with an error, and what was answered is in the cache. So does it where one refuses whoever asks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from laurel.core.errors import LaurelError
-from laurel.core.http import ServerDown, ServerRefusal, ServerTimeout, Wire
+from laurel.core.http import ServerDown, ServerRefusal, Wire
 from laurel.judge.cache import Cache, cache_key
 from laurel.judge.options import JudgeConfig
 
@@ -41,13 +41,15 @@ class Request:
 class Reply:
     """The first choice of an answer; or `error`, why there is none.
 
-    tokens: read and written. cached: it was known before.
+    tokens: read and written. cached: it was known before. refused: the server will not answer this
+    question, however often it is asked.
     """
 
     choice: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tokens: tuple[int, int] = (0, 0)
     error: str = ""
     cached: bool = False
+    refused: bool = False
 
     @property
     def text(self) -> str:
@@ -108,6 +110,10 @@ class Client:
         self.spending = Spending()
         self.path = "/v1/chat/completions" if config.api == "chat" else "/v1/completions"
         self.next_start = 0.0
+        # of the client, not of a call: several threads may ask
+        self.places = asyncio.Semaphore(config.concurrency)
+        self.waiting = asyncio.Lock()
+        self.starting = asyncio.Lock()
 
     def close(self) -> None:
         """End the connections."""
@@ -123,9 +129,6 @@ class Client:
         return self.wire.run(self.wire.call(self.url, path, body, seconds=self.config.timeout))
 
     async def _ask_all(self, requests: Sequence[Request], watch: Watch) -> list[Reply]:
-        self.places = asyncio.Semaphore(self.config.concurrency)
-        self.waiting = asyncio.Lock()
-        self.starting = asyncio.Lock()
         keys = [self.key(request) for request in requests]
         # the same question twice is asked once: the second waits for the first
         first = dict(zip(keys, requests, strict=True))
@@ -149,7 +152,7 @@ class Client:
             model=self.identity,
             path=self.path,
             prompt=request.prompt_version,
-            body=dict(request.body),
+            body={**request.body, **self.config.extra_body},
             seed=request.seed,
             repeat=request.repeat,
         )
@@ -184,10 +187,9 @@ class Client:
             except ServerRefusal as error:
                 if error.status not in OWN_FAULT:
                     raise
-                return Reply(error=error.what)
-            except ServerTimeout as error:
-                reason = error.what
+                return Reply(error=error.what, refused=True)
             except ServerDown as error:
+                # one that is silent to everything hangs: no need to learn it from each question
                 await self._until_alive(error)
                 reason = error.what
             except Unreadable as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -185,4 +185,12 @@ def score_row(item: Item, judged: Judgement) -> dict[str, Any]:
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """JSON lines, whole or not at all."""
     with atomic_file(path) as file:
-        file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
+        file.writelines(json_line(row) for row in rows)
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """A row as UTF-8; half a surrogate pair, which is none, as it is escaped."""
+    try:
+        return f"{json.dumps(row, ensure_ascii=False)}\n".encode()
+    except UnicodeEncodeError:
+        return f"{json.dumps(row)}\n".encode()

@@ -137,7 +137,7 @@ def fence_code(texts: Sequence[str]) -> str:
     joined = "\0".join(texts)
     turn = 0
     while True:
-        code = hashlib.sha256(f"{turn}\0{joined}".encode()).hexdigest()[:8]
+        code = hashlib.sha256(f"{turn}\0{joined}".encode("utf-8", "surrogatepass")).hexdigest()[:8]
         if code not in joined:
             return code
         turn += 1
