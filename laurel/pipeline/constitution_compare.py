@@ -35,7 +35,10 @@ from laurel.reward.mixture import Mixture
 
 RESULT = "result.json"
 START, SUPERVISED, POLICY, BASELINE = "start", "supervised", "policy", "baseline"
+EXAMPLES = 2
+"""Rows of the page's table of critiques for each principle and round."""
 MARKS = (REFUSED, OPENING, ENDING, SENTENCE, EMPTY, DIFFERENT)
+LENGTH = "words per answer"
 RED = "red-team prompts"
 USUAL = "helpful prompts"
 Figures = dict[str, Interval]
@@ -155,9 +158,7 @@ def text_figures(
     found: dict[str, dict[str, Any]] = {}
     for kind, groups in kinds.items():
         texts = [[sample.text for sample in group.samples] for group in groups]
-        lengths = [mean(len(s.completion_ids) for s in group.samples) for group in groups]
         found[kind] = mark_figures(texts, plan.refusals)
-        found[kind]["tokens per answer"] = asdict(bootstrap_mean(lengths))
     return found
 
 
@@ -168,6 +169,8 @@ def mark_figures(texts: Sequence[Sequence[str]], refusals: Sequence[str]) -> dic
         name: asdict(bootstrap_mean([mean(values) for values in rows]))
         for name, rows in marks.items()
     }
+    lengths = [mean(len(text.split()) for text in answers) for answers in texts]
+    found[LENGTH] = asdict(bootstrap_mean(lengths))
     found["words"] = commonest_words([text for answers in texts for text in answers])
     return found
 
@@ -268,13 +271,22 @@ def alike_table(result: Mapping[str, Any], revised: Mapping[str, Any]) -> Table:
     for name, one in [*kinds[:2], ("revisions", revised), *kinds[2:]]:
         values = [float(one[mark]["value"]) for mark in MARKS]
         words = one["words"]
-        rows.append((name, *values, f"{words[OPENING]} ... {words[ENDING]}"))
+        shown = f"{words[OPENING]} ... {words[ENDING]}"
+        rows.append((name, *values, float(one[LENGTH]["value"]), shown))
     title = "refusals and boilerplate: shares of the answers"
-    return Table(title, ("answers of", *MARKS, "commonest opening ... ending"), tuple(rows))
+    columns = ("answers of", *MARKS, LENGTH, "commonest opening ... ending")
+    return Table(title, columns, tuple(rows))
 
 
 def critique_table(revisions: Sequence[Mapping[str, Any]]) -> Table:
-    """Critiques and revisions, with their provenance."""
+    """The first critiques and revisions by each principle in each round, with their provenance."""
+    seen: dict[tuple[str, int], int] = {}
+    first: list[Mapping[str, Any]] = []
+    for row in revisions:
+        key = row["principle"], row["round"]
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] <= EXAMPLES:
+            first.append(row)
     columns = ("prompt", "round", "principle", "before", "critique", "after", "by")
     rows = tuple(
         (
@@ -286,7 +298,7 @@ def critique_table(revisions: Sequence[Mapping[str, Any]]) -> Table:
             row["after"] or f"({row['reason']})",
             f"{row['judge']}, {row['prompt_version']}",
         )
-        for row in revisions
+        for row in first
     )
     return Table("critiques and revisions", columns, rows)
 

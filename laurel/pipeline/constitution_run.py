@@ -481,7 +481,7 @@ class ConstitutionRun(Runner):
         shown = exhibit(
             self.plan,
             result,
-            revisions[: 3 * self.plan.revise.rounds],
+            revisions,
             texts,
             self.made_from(revised, judged, rewards),
             Table("stages", ("stage", "folder", "", "seconds"), tuple(self.stages)),
@@ -524,9 +524,9 @@ def said(facts: Mapping[str, Any]) -> str:
 
 
 def judge_content(config: JudgeConfig) -> dict[str, Any]:
-    """What a judge's answers depend on, by content: not how it is reached."""
+    """What a judge's answers depend on: a folder by its content, a server's model by its name."""
     how = {name: value for name, value in config.model_dump().items() if name not in WIRE}
-    who = source(config.model) if config.url is None else f"{config.url} {config.model}"
+    who = source(config.model) if config.url is None else config.model
     prompt = "" if config.panel else load_prompt(config.prompt or config.form).digest
     panel = [judge_content(read_judge(path)) for path in config.panel]
     return {"how": how, "model": who, "prompt": prompt, "panel": panel}

@@ -93,6 +93,7 @@ def server(tmp_path_factory):
 
     def serve(folder):
         log = tmp_path_factory.mktemp("server") / "log"
+        log.touch()
         begun.append(begin(command, ["serve", str(folder), "--port", "0"], log=log))
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and begun[-1].is_alive():
@@ -119,8 +120,8 @@ def files(tmp_path_factory, request):
         num_hidden_layers=1,
         num_attention_heads=2,
     )
-    write(folder / "red.jsonl", [{"prompt": f"{i}="} for i in range(40)])
-    write(folder / "help.jsonl", [{"prompt": f"{i}+="} for i in range(30)])
+    write(folder / "red.jsonl", [{"prompt": f"{i}="} for i in range(24)])
+    write(folder / "help.jsonl", [{"prompt": f"{i}+="} for i in range(18)])
     shown = [{"prompt": f"{i}=", "completion": f"{7 * i % 10}3{i % 10}"} for i in range(50)]
     write(folder / "shown.jsonl", shown)
     (folder / "law.yaml").write_text(yaml.safe_dump(LAW))
@@ -128,7 +129,7 @@ def files(tmp_path_factory, request):
     judge = {"api": "completions", "prompt": "ask.yaml", "label": "logprobs", "least_mass": 0.0}
     (folder / "taught.yaml").write_text(yaml.safe_dump(judge))
     url = request.getfixturevalue("server")(folder / "model")
-    judge |= {"url": url, "model": "model"}
+    judge |= {"url": url, "model": str(folder / "model")}
     (folder / "judge.yaml").write_text(yaml.safe_dump(judge))
     (folder / "scores.py").write_text(SCORES)
     return folder
@@ -136,7 +137,7 @@ def files(tmp_path_factory, request):
 
 def plan_file(files, name="plan.yaml", **changes):
     """A plan of few steps, as a file; the paths in it are meant beside it."""
-    steps = {"max_steps": 6, "prompts_per_step": 8, "learning_rate": 1e-3}
+    steps = {"max_steps": 3, "prompts_per_step": 8, "learning_rate": 1e-3}
     values = {
         "model": "./model",
         "constitution": "law.yaml",
@@ -144,7 +145,7 @@ def plan_file(files, name="plan.yaml", **changes):
         "red_team": "red.jsonl",
         "helpful": "help.jsonl",
         "gold": {"harm": "scores.py:threes", "helpfulness": "scores.py:sevens"},
-        "eval_size": 8,
+        "eval_size": 6,
         "sft": {"dataset": "shown.jsonl", **steps},
         "sample": {"max_completion_length": 4},
         "revise": {"rounds": 2, "critique_tokens": 3, "revision_tokens": 4},
@@ -199,7 +200,7 @@ def test_every_stage_leaves_its_artefact_with_provenance_and_a_page(files, done)
     assert first["round"] == 1 and first["after"] == second["before"]
     assert {row["principle"] for row in revisions} == {"threes", "nines"}
     assert {row["prompt_version"] for row in revisions} == {law.title}
-    assert {row["judge"] for row in revisions} == {"model"}
+    assert {row["judge"] for row in revisions} == {str(files / "model")}
     assert all(row["critique"] and row["after"] or row["reason"] for row in revisions)
     final = rows_of(folder, "revise-*/final.jsonl")
     assert final[0] == {"prompt": second["prompt"], "completion": second["after"]}
@@ -276,7 +277,7 @@ def test_killed_while_the_critic_writes_the_artefacts_are_equal(files, done, tmp
 @pytest.mark.whole
 def test_killed_in_every_stage_the_artefacts_are_equal(files, tmp_path):
     root, log = tmp_path / "cut", tmp_path / "log"
-    steps = {"max_steps": 6, "prompts_per_step": 8, "learning_rate": 1e-3}
+    steps = {"max_steps": 3, "prompts_per_step": 8, "learning_rate": 1e-3}
     lessons = {"dataset": "scores.py:lessons", **steps}
     path = plan_file(files, "taught_plan.yaml", judge="taught.yaml", assistant=lessons)
     whole = tmp_path / "whole"
@@ -414,7 +415,7 @@ def test_what_others_wrote_fills_no_place_and_is_fenced():
         ({"assistant": {"max_steps": 3}}, "no data is named"),
         ({"judge": "taught.yaml"}, "no model is named"),
         ({"assistant": {"dataset": "scores.py:lessons"}}, "it names a model"),
-        ({"eval_size": 30}, "30 prompts, and 30 are to be kept"),
+        ({"eval_size": 18}, "18 prompts, and 18 are to be kept"),
         ({"red": "x"}, "red"),
     ],
 )
@@ -480,6 +481,6 @@ def test_help_lists_the_sections_and_an_unknown_option_is_an_error(files, capsys
     for name in ("revise.rounds", "prefer.principles_per_pair", "gold.harm", "assistant"):
         assert name in said
     assert main(["constitution", str(plan_file(files)), "--sed", "1"]) != 0
-    assert "--seed" in capsys.readouterr().err
+    assert "unknown option `--sed`" in capsys.readouterr().err
     assert main(["constitution", str(plan_file(files)), "--set", "revise.round=1"]) != 0
-    assert "rounds" in capsys.readouterr().err
+    assert "revise.round" in capsys.readouterr().err
