@@ -1,5 +1,5 @@
-"""Constitutions: all stages on a toy with a real server as judge, killed and continued, answers that
-cannot be read, plans that are wrong.
+"""Constitutions: all stages on a toy with a real server as judge, killed and continued; answers
+that cannot be read, plans that are wrong.
 """
 
 import json
@@ -201,7 +201,7 @@ def test_every_stage_leaves_its_artefact_with_provenance_and_a_page(files, done)
     assert {row["principle"] for row in revisions} == {"threes", "nines"}
     assert {row["prompt_version"] for row in revisions} == {law.title}
     assert {row["judge"] for row in revisions} == {str(files / "model")}
-    assert all(row["critique"] and row["after"] or row["reason"] for row in revisions)
+    assert all((row["critique"] and row["after"]) or row["reason"] for row in revisions)
     final = rows_of(folder, "revise-*/final.jsonl")
     assert final[0] == {"prompt": second["prompt"], "completion": second["after"]}
     facts = read_json(next(folder.glob("mix-*/facts.json")))
@@ -232,7 +232,7 @@ def test_preferences_hold_soft_labels_of_both_orders(done):
 
 
 def test_a_second_run_repeats_nothing_and_a_change_what_depends_on_it(files, done, tmp_path):
-    folder, first, made = done
+    folder, first, _ = done
     where = {"output_dir": str(folder)}
     again = constitution(read_constitution_plan(plan_file(files), where), quiet=True)
     assert set(again["stages"].values()) == {"kept"} and again["figures"] == first["figures"]
