@@ -15,17 +15,17 @@ from laurel.core.errors import LaurelError
 
 SECONDS = 300.0
 """In which a model is loaded."""
-LINE = re.compile(r" is served at (http://\S+)/v1")
-SERVE = """
+CHILD = """
 import os, runpy, sys, threading
-def end_with_parent():
+def end():
     sys.stdin.buffer.read()
     os._exit(0)
-threading.Thread(target=end_with_parent, daemon=True).start()
-sys.argv = ["laurel", "serve", *sys.argv[1:]]
+threading.Thread(target=end, daemon=True).start()
+sys.argv = ["laurel", "serve", sys.argv[1], "--port", "0"]
 runpy.run_module("laurel", run_name="__main__")
 """
-"""`laurel serve` that ends when its input does: when whoever began it is gone, even by kill -9."""
+"""Ends when its input does: with the process that began it, however that ends."""
+LINE = re.compile(r" is served at (http://\S+)/v1")
 
 
 class ModelServer:
@@ -36,7 +36,7 @@ class ModelServer:
         self.log = Path(tempfile.mkstemp(prefix="laurel-judge-", suffix=".log")[1])
         # a file, not a pipe: nobody need read it for the server to go on
         with self.log.open("wb") as out:
-            command = [sys.executable, "-c", SERVE, folder, "--port", "0"]
+            command = [sys.executable, "-c", CHILD, folder]
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.PIPE
             )
@@ -72,6 +72,8 @@ def end_process(process: subprocess.Popen[bytes], log: Path) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
     log.unlink(missing_ok=True)
 
 

@@ -23,6 +23,8 @@ PROBE = 5.0
 """Seconds in which a server that lives says so."""
 OWN_FAULT = (400, 413, 422)
 """Statuses that are about one question, not about who asks."""
+HOPELESS = 16
+"""Questions in vain, and none that was answered, after which no more are asked."""
 LONGER = "Give it more time with `timeout`, or ask less at once with `concurrency`."
 Watch = Callable[[int], None]
 
@@ -110,6 +112,7 @@ class Client:
         self.spending = Spending()
         self.path = "/v1/chat/completions" if config.api == "chat" else "/v1/completions"
         self.next_start = 0.0
+        self.answered = self.failed = 0
         # of the client, not of a call: several threads may ask
         self.places = asyncio.Semaphore(config.concurrency)
         self.waiting = asyncio.Lock()
@@ -124,9 +127,22 @@ class Client:
         return self.wire.run(self._ask_all(requests, watch or (lambda _: None)))
 
     def fetch(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """What the server says to something else than a question."""
+        """What the server says to something else than a question; None where it does not say.
+
+        It is waited for as for a question.
+        """
         self.url = self.url or self.start()
-        return self.wire.run(self.wire.call(self.url, path, body, seconds=self.config.timeout))
+        return self.wire.run(self._fetch(path, body))
+
+    async def _fetch(self, path: str, body: Mapping[str, Any] | None) -> Any:
+        for _ in range(2):
+            try:
+                return await self.wire.call(self.url, path, body, seconds=self.config.timeout)
+            except ServerRefusal:
+                return None
+            except ServerDown as error:
+                await self._until_alive(error)
+        return None
 
     async def _ask_all(self, requests: Sequence[Request], watch: Watch) -> list[Reply]:
         keys = [self.key(request) for request in requests]
@@ -164,11 +180,21 @@ class Client:
         else:
             async with self.places:
                 reply = await self._until_answered(request)
+            self._count(reply)
             if not reply.error:
                 self.cache.put(key, {"choice": reply.choice, "tokens": list(reply.tokens)})
         self.spending.add(reply)
         watch(count)
         return reply
+
+    def _count(self, reply: Reply) -> None:
+        """LaurelError where this server has answered nothing of much that it was asked."""
+        self.answered += not reply.error
+        self.failed += bool(reply.error)
+        if self.answered == 0 and self.failed >= HOPELESS:
+            what = f"it answered none of {self.failed} questions. The last: {reply.error}"
+            fix = f"Does it know the model `{self.config.model}`, and take such requests?"
+            raise LaurelError(what, where=self.url, fix=fix)
 
     async def _until_answered(self, request: Request) -> Reply:
         """One question, asked again up to `retries` times."""

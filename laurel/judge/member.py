@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from laurel.core.errors import LaurelError
-from laurel.core.http import ServerDown
 from laurel.judge.cache import Cache, cache_key
 from laurel.judge.child import ModelServer, digest_of_folder
 from laurel.judge.client import Client, Reply, Request, Watch
@@ -202,13 +201,7 @@ class Member:
     def tokenize(self, text: str) -> list[int] | None:
         """The ids of a text by itself; None where the server does not say."""
         body = {"prompt": text, "add_special_tokens": False}
-        try:
-            answer = self.client.fetch("/tokenize", body)
-        except ServerDown:
-            raise
-        except LaurelError:
-            return None
-        ids = mapping(answer).get("tokens")
+        ids = mapping(self.client.fetch("/tokenize", body)).get("tokens")
         fine = isinstance(ids, list) and all(isinstance(one, int) for one in cast("list[Any]", ids))
         return cast("list[int]", ids) if fine else None
 

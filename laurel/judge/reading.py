@@ -133,14 +133,16 @@ def first_tokens(choice: Mapping[str, Any], position: int = 0) -> list[Token] | 
     """The tokens at one position of an answer, as text and log-probability.
 
     None where the server gives none. Both shapes: a chat's `content[i].top_logprobs`, and a
-    completion's `top_logprobs[i]`. The drawn token often stands there twice; two tokens of one
-    text, with a space before and without, have probabilities of their own.
+    completion's `top_logprobs[i]`. Two tokens of one text, with a space before and without, have
+    probabilities of their own. The drawn token counts where nothing else is listed: beside its own
+    entry in the list it would count twice, as servers round the two apart.
     """
     logprobs = mapping(choice.get("logprobs"))
     if isinstance(logprobs.get("content"), list):
         here = entry(logprobs["content"], position)
-        listed = [here, *map(mapping, sequence(here.get("top_logprobs")))]
-        pairs = {(str(one.get("token")), number(one.get("logprob"))) for one in listed if one}
+        found = [one for one in map(mapping, sequence(here.get("top_logprobs"))) if one]
+        listed = found or [one for one in [here] if one]
+        pairs = {(str(one.get("token")), number(one.get("logprob"))) for one in listed}
         return sorted(pairs) or None
     here = entry(logprobs.get("top_logprobs"), position)
     return [(str(token), number(logp)) for token, logp in here.items()] or None

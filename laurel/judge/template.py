@@ -149,8 +149,12 @@ def fenced(text: str, name: str, code: str) -> str:
 
 
 def safe(text: str) -> str:
-    """The text with the marks of chat templates broken up by a space, otherwise as it is."""
-    return TURN_MARK.sub(r"\1 ", text).replace("\0", " ")
+    """The text with the marks of chat templates broken up by a space, otherwise as it is.
+
+    What no server reads, NUL and half a surrogate pair, is replaced.
+    """
+    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return TURN_MARK.sub(r"\1 ", whole).replace("\0", " ")
 
 
 def as_text(messages: Sequence[Mapping[str, str]], prefix: str) -> str:

@@ -2,19 +2,19 @@
 
 What does a reward model trained on each of them prefer?
 
-    python -m laurel_worlds.experiments.judge_story FOLDER_OF_LLMFAO MODEL [--html FILE]
+    python -m laurel_worlds.experiments.judge_story FOLDER_OF_LLMFAO [MODEL] [--html FILE]
         [--first-seed N] [--seeds K]
 
-Prints the report card of the two judges and of two students: reward models trained from MODEL, a
-small causal model, on people's votes and on GPT-4's verdicts with `laurel train reward`. Every pair
-is scored by students that saw no pair of its prompt (four folds of the 13 prompts). Intervals are
-by prompt; what holds for all students together is by the mean of their scores over seeds.
-docs/judges.md records a run.
+Prints the report card of the two judges and of reward models trained on people's votes and on each
+judge's verdicts: linear ones in a dozen features of a text, which a person can read, and, where a
+small causal MODEL is given, language models trained with `laurel train reward`. Every pair is
+scored by students that saw no pair of its prompt: linear ones leave out one of the 13 prompts at a
+time, the others a fourth of them. Intervals are by prompt; of language models all that is on the
+card is by the mean of their scores over seeds. docs/judges.md records a run.
 """
 
 import json
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,9 +28,10 @@ from scipy.special import expit
 from laurel.core.config import TrainConfig
 from laurel.judge.published import with_makers
 from laurel.measure.agreement import Agreement
-from laurel.measure.judge_card import Card, JudgeCard, card
+from laurel.measure.judge_behaviour import share_of_hits
+from laurel.measure.judge_card import Card, card
 from laurel.measure.judge_records import JudgeAnswer, Judged, as_labels, final_statuses
-from laurel.report.exhibit import Claim
+from laurel.report.exhibit import Claim, Exhibit, Table
 from laurel.report.exhibit_page import write_page
 from laurel.report.exhibit_text import print_exhibit
 from laurel.report.judge_card import exhibit
@@ -46,42 +47,65 @@ from laurel_worlds.experiments.comparison import (
     run_seeds,
     seeds_of,
 )
+from laurel_worlds.linear_reward import FEATURES, LinearReward, fit_linear
 
 FOLDS = 4
 ASKED, ANSWERED = 150, 400  # characters of a prompt and of a response
 SETTING = {"max_steps": 60, "prompts_per_step": 8, "learning_rate": 1e-3}
 """The same for both students; nothing was tuned on LLMFAO."""
-PEOPLE, GPT4 = "people", "GPT-4"
-STUDENTS = {PEOPLE: "reward model of people", GPT4: "reward model of GPT-4"}
+PEOPLE, GPT4, GPT3 = "people", "GPT-4", "GPT-3.5"
+LINEAR = {teacher: f"linear model of {teacher}" for teacher in (PEOPLE, GPT4, GPT3)}
+STUDENTS = {teacher: f"small LM of {teacher}" for teacher in (PEOPLE, GPT4)}
 Text = tuple[str, str, str]
 Gaps = dict[str, float]  # pair -> reward of the first less that of the second
 
 
 def texts(folder: Path, judged: Judged) -> dict[str, Text]:
-    """Pair -> prompt and both responses, cut; pairs that are equal or empty then are left out."""
+    """Pair -> prompt and both responses."""
     found: dict[str, Text] = {}
     for line in (folder / "pairs-crowd.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        one, two = ((row[name] or "").strip()[:ANSWERED] for name in ("result_x", "result_y"))
-        if one and two and one != two and str(row["id"]) in judged.items:
-            found[str(row["id"])] = row["text"][:ASKED] + "\n", one, two
+        one, two = ((row[name] or "").strip() for name in ("result_x", "result_y"))
+        if str(row["id"]) in judged.items:
+            found[str(row["id"])] = row["text"], one, two
     return found
 
 
-def lessons(teacher: str, judged: Judged) -> dict[str, float]:
-    """Pair -> P(the first is better) by a teacher: shares of people's votes, GPT-4's verdicts.
+def cut(known: Mapping[str, Text]) -> dict[str, Text]:
+    """The texts as a small model can read them; pairs that are equal or empty then are left out."""
+    short = {
+        item: (prompt[:ASKED] + "\n", one[:ANSWERED], two[:ANSWERED])
+        for item, (prompt, one, two) in known.items()
+    }
+    return {
+        item: text for item, text in short.items() if text[1] and text[2] and text[1] != text[2]
+    }
 
-    Of people (wins + 1) / (votes + 2), ties left out; an even split, like a tie, teaches nothing.
+
+def lessons(teacher: str, judged: Judged) -> dict[str, tuple[float, float]]:
+    """Pair -> (share of wins of the first, how many votes decide), by people or a judge.
+
+    Ties are left out, people's and the judge's.
     """
-    if teacher == GPT4:
-        labels = as_labels(final_statuses(judged.judges[GPT4]))
-        return {item: float(label == "a") for item, label in labels.items() if label != "tie"}
-    found: dict[str, float] = {}
-    for item, votes in judged.ballots.items():
-        wins, losses = votes.count("a"), votes.count("b")
-        if wins != losses:
-            found[item] = (wins + 1) / (wins + losses + 2)
-    return found
+    if teacher != PEOPLE:
+        labels = as_labels(final_statuses(judged.judges[teacher]))
+        found = {item: float(label == "a") for item, label in labels.items() if label != "tie"}
+        return {item: (share, 1.0) for item, share in found.items()}
+    votes = {item: (v.count("a"), v.count("b")) for item, v in judged.ballots.items()}
+    return {
+        item: (wins / (wins + losses), float(wins + losses))
+        for item, (wins, losses) in votes.items()
+        if wins + losses
+    }
+
+
+def taught_by(teacher: str, judged: Judged, known: Mapping[str, Text]) -> LinearReward:
+    """A linear student; all its teacher's pairs together count as much as there are pairs."""
+    given = lessons(teacher, judged)
+    mean = sum(count for _, count in given.values()) / len(given)
+    taught = {item: (share, count / mean) for item, (share, count) in given.items()}
+    prompts = {item: judged.items[item].prompt for item in known}
+    return fit_linear(known, taught, prompts)
 
 
 def of_seed(
@@ -96,9 +120,9 @@ def of_seed(
         held = [item for item in known if judged.items[item].prompt in out]
         for teacher in STUDENTS:
             taught = {
-                item: chance
-                for item, chance in lessons(teacher, judged).items()
-                if item in known and judged.items[item].prompt not in out
+                item: (share * count + 1) / (count + 2)
+                for item, (share, count) in lessons(teacher, judged).items()
+                if share != 0.5 and item in known and judged.items[item].prompt not in out
             }
             scorer = student(taught, known, model, folder / f"{teacher}-{fold}", seed)
             gaps[teacher] |= reward_gaps(scorer, held, known)
@@ -138,43 +162,28 @@ def reward_gaps(scorer: Path, items: Sequence[str], known: Mapping[str, Text]) -
     return dict(zip(items, (one - two).tolist(), strict=True))
 
 
-def with_students(judged: Judged, found: Sequence[dict[str, Gaps]]) -> Judged:
-    """The source with two more judges: the students, by the mean of their gaps over seeds."""
-    judges = dict(judged.judges)
-    for teacher, name in STUDENTS.items():
-        gaps = {
-            item: float(np.mean([s[teacher][item] for s in found])) for item in found[0][PEOPLE]
-        }
-        judges[name] = [
+def with_students(judged: Judged, gaps: Mapping[str, Gaps]) -> Judged:
+    """The source with students as further judges: the sign of their gaps."""
+    judges = {
+        name: [
             JudgeAnswer(item, "a" if gap > 0 else "b", chance=float(expit(gap)))
-            for item, gap in gaps.items()
+            for item, gap in found.items()
         ]
-    return replace(judged, judges=judges)
+        for name, found in gaps.items()
+    }
+    return replace(judged, judges={**judged.judges, **judges})
 
 
-def measured(judged: Judged, gaps: Gaps) -> tuple[float, float, float]:
-    """Agreement of one student with people's decided votes and GPT-4's, and share of the longer."""
-    labels = {item: "a" if gap > 0 else "b" for item, gap in gaps.items()}
-    other = as_labels(final_statuses(judged.judges[GPT4]))
-    people = [
-        float(vote.label == labels[vote.item])
-        for vote in judged.votes
-        if vote.label != "tie" and vote.item in labels
-    ]
-    gpt4 = [float(other[i] == label) for i, label in labels.items() if other.get(i, "tie") != "tie"]
-    longer = [
-        float((label == "a") == (sizes[0] > sizes[1]))
-        for item, label in labels.items()
-        if (sizes := judged.items[item].lengths) is not None and sizes[0] != sizes[1]
-    ]
-    return float(np.mean(people)), float(np.mean(gpt4)), float(np.mean(longer))
+def mean_gaps(found: Sequence[dict[str, Gaps]], teacher: str) -> Gaps:
+    """A teacher's language models together: the mean of their gaps over seeds."""
+    return {item: float(np.mean([s[teacher][item] for s in found])) for item in found[0][teacher]}
 
 
 def claims(found: Card) -> tuple[Claim, ...]:
     """What the card says of annotators and the judge, each of which it could contradict."""
     judges = {judge.name: judge for judge in found.judges}
-    gpt4, gpt3, people = judges[GPT4], judges["GPT-3.5"], found.people
-    own, other = judges[STUDENTS[PEOPLE]], judges[STUDENTS[GPT4]]
+    gpt4, gpt3, people = judges[GPT4], judges[GPT3], found.people
+    own, other, third = (judges[LINEAR[teacher]] for teacher in (PEOPLE, GPT4, GPT3))
     return (
         Claim(
             "GPT-4 agrees with a person less often than people agree with each other.",
@@ -197,15 +206,17 @@ def claims(found: Card) -> tuple[Claim, ...]:
             f"rho {gpt4.rho}, tau-b {gpt4.tau}",
         ),
         Claim(
-            "A student of people's votes learns to agree with people about new prompts.",
+            "A reward model of people's votes agrees with people about new prompts.",
             (own.people_no_ties.low or 0) > 0.5,
-            f"with a person's vote: {own.people_no_ties}; a student of GPT-4:"
-            f" {other.people_no_ties}",
+            f"with a person's vote: {own.people_no_ties}; one of GPT-4's verdicts:"
+            f" {other.people_no_ties}; GPT-4 itself: {gpt4.people_no_ties}",
         ),
         Claim(
-            "A student of GPT-4 learns to agree with GPT-4 about new prompts.",
-            (with_gpt4(found, other).low or 0) > 0.5,
-            f"with GPT-4: {with_gpt4(found, other)}; a student of people: {with_gpt4(found, own)}",
+            "A reward model takes over what its judge likes: that of GPT-3.5 likes length, those of"
+            " people and GPT-4 do not.",
+            (third.longer.low or 0) > max(own.longer.high or 1, other.longer.high or 1),
+            f"P(longer): of GPT-3.5 {third.longer}, of people {own.longer}, of GPT-4"
+            f" {other.longer}",
         ),
     )
 
@@ -215,58 +226,114 @@ def value(found: Agreement) -> float:
     return float("nan") if found.value is None else found.value
 
 
-def with_gpt4(found: Card, student: JudgeCard) -> Agreement:
-    """How often a student says the same as GPT-4."""
-    return next(
-        pair.agreement for pair in found.pairs if (pair.first, pair.second) == (GPT4, student.name)
-    )
+def weights_table(linear: Mapping[str, LinearReward]) -> Table:
+    """What each linear student prefers: weights in logits a standard deviation, by feature."""
+    rows = [
+        (
+            feature,
+            *(f"{m.weights[k]:+.2f} ± {m.half[k]:.2f}" for m in linear.values()),
+        )
+        for k, feature in enumerate(FEATURES)
+    ]
+    heads = ("a linear reward model likes", *(f"of {teacher}" for teacher in linear))
+    return Table("What the students prefer", heads, tuple(rows))
+
+
+def agreement_rows(judged: Judged, gaps: Mapping[str, Gaps]) -> Table:
+    """Each student's agreement with people and both judges on prompts that it has not seen."""
+    rows: list[tuple[str, ...]] = []
+    for name, found in gaps.items():
+        row = [name]
+        for other in (PEOPLE, GPT4, GPT3):
+            row.append(str(agreement_with(judged, found, other)))
+        rows.append(tuple(row))
+    for name in (GPT4, GPT3):
+        labels = as_labels(final_statuses(judged.judges[name]))
+        sign = {item: {"a": 1.0, "b": -1.0}[v] for item, v in labels.items() if v != "tie"}
+        row = [
+            "itself" if other == name else str(agreement_with(judged, sign, other))
+            for other in (PEOPLE, GPT4, GPT3)
+        ]
+        rows.append((f"{name} itself", *row))
+    heads = ("agrees with, ties left out", "people's votes", "GPT-4", "GPT-3.5")
+    return Table("Students on prompts that they have not seen", heads, tuple(rows))
+
+
+def agreement_with(judged: Judged, gaps: Gaps, teacher: str) -> Agreement:
+    """How often the sign of the gaps is a decided vote, or a judge's decided verdict."""
+    votes = judged.ballots
+    if teacher != PEOPLE:
+        verdicts = as_labels(final_statuses(judged.judges[teacher]))
+        votes = {item: [label] for item, label in verdicts.items()}
+    decided = [
+        (float(vote == ("a" if gap > 0 else "b")), item)
+        for item, gap in gaps.items()
+        for vote in votes.get(item, ())
+        if vote != "tie"
+    ]
+    return share_of_hits([hit for hit, _ in decided], judged.prompts(i for _, i in decided), "none")
+
+
+def measured(judged: Judged, gaps: Gaps, teacher: str) -> float:
+    """One student's agreement with a teacher's decided votes."""
+    return value(agreement_with(judged, gaps, teacher))
 
 
 def print_seeds(judged: Judged, found: Sequence[dict[str, Gaps]]) -> None:
-    """Each kind of student over seeds, and the comparisons of the two."""
-    by = {t: [measured(judged, gaps[t]) for gaps in found] for t in STUDENTS}
-    heads = ("reward model of", "people's decided votes", "GPT-4's", "prefers the longer")
+    """The language models over seeds, and the comparisons of their teachers."""
+    on = {
+        (teacher, of): [measured(judged, gaps[teacher], of) for gaps in found]
+        for teacher in STUDENTS
+        for of in STUDENTS
+    }
     rows = [
-        [teacher, *(interval_text([one[k] for one in seeds], 3) for k in range(3))]
-        for teacher, seeds in by.items()
+        [STUDENTS[teacher], *(interval_text(on[teacher, of], 3) for of in STUDENTS)]
+        for teacher in STUDENTS
     ]
-    print("\n" + markdown_table(heads, rows) + "\n")
-    pairs = list(zip(by[PEOPLE], by[GPT4], strict=True))
-    print_verdicts(
-        {
-            "on people's votes, their own student against GPT-4's": [
-                own[0] - other[0] for own, other in pairs
-            ],
-            "on GPT-4's verdicts, its own student against people's": [
-                other[1] - own[1] for own, other in pairs
-            ],
-        }
-    )
+    print("\n" + markdown_table(("over seeds, agrees with", *STUDENTS), rows) + "\n")
+    gaps: dict[str, list[float]] = {}
+    for of, other in ((PEOPLE, GPT4), (GPT4, PEOPLE)):
+        pairs = zip(on[of, of], on[other, of], strict=True)
+        gaps[f"on {of}, the model of {of} against that of {other}"] = [x - y for x, y in pairs]
+    print_verdicts(gaps)
 
 
 def main() -> None:
     """Train the students, print cards, claims and verdicts; with --html one page of it all."""
     parser = make_parser(__doc__, seeds=3)
     parser.add_argument("folder", type=Path, help="the folder of LLMFAO, with pairs-crowd.jsonl")
-    parser.add_argument("model", help="a small causal model to begin from")
+    parser.add_argument("model", nargs="?", help="a small causal model to begin from")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    poll = file_polls(args.folder)[0]
-    judged = with_makers(judged_of(poll))
+    judged = with_makers(judged_of(file_polls(args.folder)[0]))
     known = texts(args.folder, judged)
-    asked = seeds_of(args)
-    of = partial(of_seed, judged=judged, known=known, model=args.model)
-    found = run_seeds(asked, of)
-    made = card(with_students(judged, found))
-    shown = exhibit([made], "annotators against a judge, LLMFAO", whole=False)
-    shown = replace(shown, claims=claims(made))
+    linear = {teacher: taught_by(teacher, judged, known) for teacher in LINEAR}
+    gaps = {name: linear[teacher].gaps for teacher, name in LINEAR.items()}
+    found: list[dict[str, Gaps]] = []
+    if args.model:
+        of = partial(of_seed, judged=judged, known=cut(known), model=args.model)
+        found = run_seeds(seeds_of(args), of)
+        gaps |= {name: mean_gaps(found, teacher) for teacher, name in STUDENTS.items()}
+    shown = story(judged, gaps, linear)
     print_exhibit(shown, Console(width=100, highlight=False))
-    print(f"\n{len(known)} pairs; {SETTING}; {asked}.", file=sys.stderr)
-    print_seeds(judged, found)
+    if found:
+        print(f"\n{SETTING}; {seeds_of(args)}.")
+        print_seeds(judged, found)
     if args.html is not None:
-        command = "python -m laurel_worlds.experiments.judge_story LLMFAO tinystories-656k"
-        write_page(shown, args.html, command=command)
+        command = "python -m laurel_worlds.experiments.judge_story LLMFAO"
+        write_page(shown, args.html, command=command + " tinystories-656k" * bool(found))
+
+
+def story(judged: Judged, gaps: Mapping[str, Gaps], linear: Mapping[str, LinearReward]) -> Exhibit:
+    """The card of judges and students, what the students learned, and the claims."""
+    made = card(with_students(judged, gaps))
+    shown = exhibit([made], "annotators against a judge, LLMFAO", whole=False)
+    kept = [table for table in shown.tables if not table.title.startswith("Win rates")]
+    more = (agreement_rows(judged, gaps), weights_table(linear))
+    dots = [one for one in shown.dots if not one.title.startswith("Win rates")]
+    tables = (*more, *kept)
+    return replace(shown, tables=tables, dots=tuple(dots), claims=claims(made))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def of_seed(seed: int, labels: int, rest: int, truth: float, judge: str) -> tupl
     for _ in range(STUDIES):
         y = (rng.random(labels + rest) < truth) * 1.0
         f = (rng.random(len(y)) < np.where(y == 1, yes, no)) * 1.0
-        found = ppi(y[:labels], f[:labels], f[labels:])
+        found = ppi(y[:labels].tolist(), f[:labels].tolist(), f[labels:].tolist())
         one, two = found.estimate, found.human
         both.append(
             (

@@ -188,6 +188,19 @@ def test_a_server_that_refuses_everybody(server, config, code):
     assert code != 401 or "MY_JUDGE_KEY" in str(caught.value)
 
 
+@pytest.mark.parametrize("fault", [status(400, said="no such model"), WIRE["garbage"]])
+def test_a_server_that_answers_nobody(server, config, fault):
+    """A name that it refuses with 400, or nothing but noise: it is given up early."""
+    server.fault = lambda body, digest, count: fault
+    many = [Pair(str(i), "q", *both) for i, both in enumerate(clear_pairs(100))]
+    with (
+        Judge(config(retries=0)) as judge,
+        pytest.raises(LaurelError, match="it answered none of 16 questions"),
+    ):
+        judge.compare(many)
+    assert len(server.asked) <= 16 + judge.config.concurrency
+
+
 def test_a_server_that_says_when_to_come_back(server, config):
     """Retry-After is kept to, as long as the question's time lasts; what is none is not."""
     for wait, least, most in (
