@@ -162,7 +162,14 @@ def _chosen(found: Sequence[Judged], asked: str) -> list[tuple[Judged, list[str]
         if name not in known:
             where, fix = "--judges", nearest(name, known)
             raise UsageError(f"there is no judge `{name}`.", where=where, fix=fix)
-    return [(one, [n for n in names or one.judges if n in one.judges]) for one in found]
+    chosen = [(one, [n for n in names or one.judges if n in one.judges]) for one in found]
+    if not any(judges for _, judges in chosen):
+        raise UsageError(
+            "there are votes of people here, and no verdicts of a judge.",
+            where=", ".join(one.name for one in found),
+            fix="Give them as --votes beside verdicts on the same items.",
+        )
+    return [(one, judges) for one, judges in chosen if judges]
 
 
 def read_source(name: str) -> list[Judged]:

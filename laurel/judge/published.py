@@ -233,10 +233,11 @@ def _both_games(
 
 
 def read_alpaca(records: Sequence[Record]) -> list[Judged]:
-    """AlpacaEval's annotations.json: a verdict a row, the order shown not told.
+    """AlpacaEval's annotations.json: a verdict a row, each asked in one order drawn for it.
 
     preference: 1 the first, 2 the second, 1.5 or 0 a draw, a number between of annotators that
-    weigh by log-probability (P(first) = 2 - preference); null where there is none. A row with an
+    weigh by log-probability (P(first) = 2 - preference); null where there is none. The order is
+    known where referenced_models tells which output was m, the one shown first. A row with an
     annotator_index is a person's vote.
     """
     source = Gathered("AlpacaEval")
@@ -252,7 +253,8 @@ def read_alpaca(records: Sequence[Record]) -> list[Judged]:
         price = row.get("price_per_example")
         cost = float(price) if isinstance(price, int | float) else None
         annotator = str(row.get("annotator") or "annotator")
-        source.answer(annotator, known, status, chance=chance, cost=cost)
+        order = _alpaca_order(row)
+        source.answer(annotator, known, status, order=order, chance=chance, cost=cost)
     return [source.judged()]
 
 
@@ -270,6 +272,15 @@ def _alpaca_item(row: Mapping[str, Any], where: str) -> JudgedItem:
         (len(str(outputs[0])), len(str(outputs[1]))) if whole else None,
         identical=whole and outputs[0] == outputs[1],
     )
+
+
+def _alpaca_order(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Which output was shown first, as `m`; None where the row does not tell."""
+    shown: Any = row.get("referenced_models")
+    for first, order in (("output_1", (0, 1)), ("output_2", (1, 0))):
+        if shown in ({"m": first}, {"m": first, "M": "output_1"}, {"m": first, "M": "output_2"}):
+            return order
+    return None
 
 
 def _alpaca_status(row: Mapping[str, Any], where: str) -> tuple[str, float | None]:

@@ -132,7 +132,7 @@ def add_spot_checks(
 def items_by_content(session: Session, batch: int) -> dict[str, str]:
     """The content's digest -> the id, of the items of a batch."""
     held = select(Item.content_hash, Item.id).where(Item.batch_id == batch)
-    return dict(map(tuple, session.execute(held)))
+    return {str(digest): str(item) for digest, item in session.execute(held)}
 
 
 def on_item(rows: Sequence[Mapping[str, Any]], item: str, turned: bool) -> list[dict[str, Any]]:

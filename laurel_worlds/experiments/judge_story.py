@@ -18,6 +18,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from scipy.special import expit
 from laurel.core.config import TrainConfig
 from laurel.judge.published import with_makers
 from laurel.measure.agreement import Agreement
+from laurel.measure.intervals import Interval
 from laurel.measure.judge_behaviour import share_of_hits
 from laurel.measure.judge_card import Card, card
 from laurel.measure.judge_records import JudgeAnswer, Judged, as_labels, final_statuses
@@ -179,16 +181,23 @@ def mean_gaps(found: Sequence[dict[str, Gaps]], teacher: str) -> Gaps:
     return {item: float(np.mean([s[teacher][item] for s in found])) for item in found[0][teacher]}
 
 
-def claims(found: Card) -> tuple[Claim, ...]:
-    """What the card says of annotators and the judge, each of which it could contradict."""
+def claims(found: Card, leads: Mapping[str, Interval]) -> tuple[Claim, ...]:
+    """What the card says of annotators and judges, each of which it could contradict.
+
+    leads: by how much people agree more with each other than with a judge.
+    """
     judges = {judge.name: judge for judge in found.judges}
     gpt4, gpt3, people = judges[GPT4], judges[GPT3], found.people
     own, other, third = (judges[LINEAR[teacher]] for teacher in (PEOPLE, GPT4, GPT3))
     return (
-        Claim(
-            "GPT-4 agrees with a person less often than people agree with each other.",
-            value(gpt4.people_no_ties) < value(people.agreement_no_ties),
-            f"ties left out: {gpt4.people_no_ties} against {people.agreement_no_ties}",
+        *(
+            Claim(
+                f"{name} agrees with a person less often than people agree with each other.",
+                gap.low > 0,
+                f"ties left out: {judges[name].people_no_ties} against {people.agreement_no_ties};"
+                f" people's lead {gap}",
+            )
+            for name, gap in leads.items()
         ),
         Claim(
             "GPT-3.5 goes by the place: the first slot wins.",
@@ -219,6 +228,32 @@ def claims(found: Card) -> tuple[Claim, ...]:
             f" {other.longer}",
         ),
     )
+
+
+def lead_of_people(judged: Judged, name: str, draws: int = 2000) -> Interval:
+    """How much more often two people agree than a judge and a person, ties left out.
+
+    The interval resamples prompts, with both shares drawn together.
+    """
+    labels = as_labels(final_statuses(judged.judges[name]))
+    prompts = sorted({item.prompt for item in judged.items.values()})
+    sums = np.zeros((len(prompts), 4))
+    for item, votes in judged.ballots.items():
+        counts = equal_pairs(votes, labels.get(item, "tie"))
+        sums[prompts.index(judged.items[item].prompt)] += counts
+    drawn = np.random.default_rng(0).integers(0, len(prompts), (draws, len(prompts)))
+    found = np.vstack([sums.sum(0), sums[drawn].sum(1)])
+    gap = found[:, 0] / found[:, 1] - found[:, 2] / found[:, 3]
+    low, high = np.quantile(gap[1:], [0.025, 0.975])
+    return Interval(float(gap[0]), float(low), float(high), len(prompts))
+
+
+def equal_pairs(votes: Sequence[str], label: str) -> tuple[int, int, int, int]:
+    """Of an item's decided votes: equal pairs of people, all; equal with the judge's, all."""
+    wins, losses = votes.count("a"), votes.count("b")
+    own = {"a": wins, "b": losses}.get(label, 0)
+    met = 0 if label == "tie" else wins + losses
+    return comb(wins, 2) + comb(losses, 2), comb(wins + losses, 2), own, met
 
 
 def value(found: Agreement) -> float:
@@ -329,11 +364,12 @@ def story(judged: Judged, gaps: Mapping[str, Gaps], linear: Mapping[str, LinearR
     """The card of judges and students, what the students learned, and the claims."""
     made = card(with_students(judged, gaps))
     shown = exhibit([made], "annotators against a judge, LLMFAO", whole=False)
+    leads = {name: lead_of_people(judged, name) for name in (GPT4, GPT3)}
     kept = [table for table in shown.tables if not table.title.startswith("Win rates")]
     more = (agreement_rows(judged, gaps), weights_table(linear))
     dots = [one for one in shown.dots if not one.title.startswith("Win rates")]
     tables = (*more, *kept)
-    return replace(shown, tables=tables, dots=tuple(dots), claims=claims(made))
+    return replace(shown, tables=tables, dots=tuple(dots), claims=claims(made, leads))
 
 
 if __name__ == "__main__":
