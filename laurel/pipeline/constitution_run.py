@@ -76,6 +76,7 @@ class ConstitutionRun(Runner):
         self.plan = plan
         self.law = load_constitution(plan.constitution, plan.principles)
         self.reward = Reward(**{k: v for k, v in plan.reward.items() if k in Reward.model_fields})
+        self.algorithm = str(plan.policy.get("algorithm", "ppo"))
         self.check()
 
     # before any weight
@@ -83,11 +84,11 @@ class ConstitutionRun(Runner):
     def check(self) -> None:
         """Every section as its stage will use it, and every file in it."""
         plan = self.plan
-        algorithm = str(plan.policy.get("algorithm", "ppo"))
-        if algorithm not in ALGORITHMS or not ALGORITHMS[algorithm].source.prompts:
-            what = f"`{algorithm}` does not learn from a reward."
+        name = self.algorithm
+        if name not in ALGORITHMS or not ALGORITHMS[name].source.prompts:
+            what = f"`{name}` does not learn from a reward."
             raise UsageError(what, where="policy.algorithm", fix="Take ppo, grpo or raft.")
-        check_section("policy", algorithm, {**training(plan, "policy"), "rewards": ["model:"]})
+        check_section("policy", name, {**training(plan, "policy"), "rewards": ["model:"]})
         check_section("reward", self.reward.algorithm, training(plan, "reward"))
         for name in ("sft", "assistant", "supervised"):
             check_section(name, "sft", training(plan, name))
@@ -402,8 +403,7 @@ class ConstitutionRun(Runner):
             "dataset": prompts.digest,
             "rewards": [[one.digest for one in rewards], combine],
         }
-        algorithm = str(self.plan.policy.get("algorithm", "ppo"))
-        return self.trained("policy", algorithm, options, inputs, self.plan.seed)
+        return self.trained("policy", self.algorithm, options, inputs, self.plan.seed)
 
     def baseline(self, start: Model, revised: Artefact) -> Artefact:
         """The cheap way: the first revision preferred to the answer by construction."""

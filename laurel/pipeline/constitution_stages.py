@@ -304,15 +304,25 @@ def judge_pairs(
             lambda part: judge_batch(part, judge, config, author, how),
             watch,
         )
+    facts |= dict(sorted(Counter(f"by {name}" for pair in pairs for name in ids(pair)).items()))
+    return write_judged(folder, pairs, lines, author, more, facts)
+
+
+def write_judged(
+    folder: Path,
+    pairs: Sequence[Mapping[str, Any]],
+    lines: Sequence[Mapping[str, Any]],
+    author: str,
+    more: Sequence[Mapping[str, Any]],
+    facts: dict[str, int],
+) -> list[str]:
+    """The files of stage `judge` from a line for each pair; LaurelError where none has a label."""
     rows = [
         preference(pair, line, author)
         for pair, line in zip(pairs, lines, strict=True)
         if line["soft_label"] is not None
     ]
     facts |= {"pairs": len(lines), "kept": len(rows), "dropped": len(lines) - len(rows)}
-    facts |= dict(
-        sorted(Counter(f"principle {name}" for pair in pairs for name in ids(pair)).items())
-    )
     facts["given"] = len(more)
     if not rows:
         bad = next((line["reason"] for line in lines if line["reason"]), "there was none")
