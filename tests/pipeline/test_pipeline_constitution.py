@@ -373,6 +373,17 @@ def test_a_failed_critique_ends_its_chain_and_is_counted(files, bad_server, answ
     assert len([line for _, line in read_lines(tmp_path / "final.jsonl")]) == 4
 
 
+def test_a_conversation_is_answered_by_a_turn():
+    """The likelier answer is chosen, and its soft label is turned with it."""
+    prompt = [{"role": "user", "content": "hi"}]
+    law = load_constitution(None).principles[0]
+    pair = {"prompt": prompt, "first": "no", "second": "yes", "principles": [law]}
+    row = stages.preference(pair, {"soft_label": 0.25}, "who")
+    assert row["chosen"] == [{"role": "assistant", "content": "yes"}]
+    assert row["rejected"][0]["content"] == "no"
+    assert row["soft_label"] == 0.75 and row["principles"] == ["injury"]
+
+
 def test_reasoning_clamps_and_ensembles_average(files):
     how = Judging()
     plain, thinking = (
