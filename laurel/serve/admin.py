@@ -51,7 +51,7 @@ class Server:
     created: int = field(default_factory=lambda: int(time.time()))
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     choosing: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(4, thread_name_prefix="laurel-choose")
+        default_factory=lambda: ThreadPoolExecutor(32, thread_name_prefix="laurel-choose")
     )
 
     def served(self, name: str) -> Served:

@@ -198,6 +198,7 @@ async def respond(request: Request, served: Served, answer: ResponseBuilder) -> 
 async def respond_chosen(request: Request, run: ChoiceRun) -> Response:
     """Draw several answers and give one, whole or as a stream that says how far it is."""
     if run.asked.body.stream:
+        await run.start()
         return StreamingResponse(choice_stream(run), media_type="text/event-stream")
     prompt_logps = await logprobs_of_prompts(run.server, run.served.policy, run.asked)
     answer = await until_disconnected(request, whole_choice(run, prompt_logps))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 from laurel.core.choosing import Chosen, Selection, Way
+from laurel.core.sample import Completion
 from laurel.serve.admin import Server
 from laurel.serve.delivery import END, EventQueue, event_line, last_of
 from laurel.serve.engine import Done, Drawn, GenerationRequest, Refused, Served
@@ -113,6 +114,14 @@ def check_drawn(asked: PreparedRequest, rule: ChoiceRule) -> None:
         raise Refused(what, param="budget")
 
 
+class Round(NamedTuple):
+    """Answers that are being drawn."""
+
+    generation: GenerationRequest
+    events: EventQueue
+    count: int
+
+
 @dataclass(eq=False)
 class ChoiceRun:
     """A question while its answers are drawn, in one round or more.
@@ -125,8 +134,10 @@ class ChoiceRun:
     asked: PreparedRequest
     rule: ChoiceRule
     builder: ResponseBuilder
+    selection: Selection
     deadline: float
     done: list[Done] = field(default_factory=list[Done])
+    round: Round | None = None
     stopped: str = ""
 
     @classmethod
@@ -135,47 +146,53 @@ class ChoiceRun:
     ) -> ChoiceRun:
         """The run of a request; Refused where it asks for what cannot be."""
         check_drawn(asked, rule)
+        assert server.chooser is not None
         one = replace(asked, body=asked.body.model_copy(update={"n": 1}))
         chat = isinstance(asked.body, ChatRequest)
         builder = ResponseBuilder(one, served.policy.tokenizer, name, chat=chat)
+        selection = server.chooser.begin(rule.way, rule.most, shown_prompt(asked, served))
         deadline = asyncio.get_running_loop().time() + server.engine.limits.seconds
-        return cls(server, served, asked, rule, builder, deadline)
+        return cls(server, served, asked, rule, builder, selection, deadline)
 
     @property
     def tokens(self) -> int:
         """Drawn so far."""
         return sum(len(one.completion.ids) for one in self.done)
 
-    def selection(self) -> Selection:
-        """What chooses."""
-        assert self.server.chooser is not None
-        prompt = shown_prompt(self.asked, self.served)
-        return self.server.chooser.begin(self.rule.way, self.rule.most, prompt)
+    async def start(self) -> None:
+        """Begin to draw; Refused where too many wait."""
+        await self.next_round([])
 
-    async def progress(self, selection: Selection) -> AsyncGenerator[int]:
+    async def progress(self) -> AsyncGenerator[int]:
         """Draw until there is enough: the number of answers as they end."""
-        wanted = await self.apart(lambda: selection.add([], []))
-        while count := self.affordable(wanted):
+        while self.round is not None:
             before = len(self.done)
-            async with aclosing(self.round(count)) as steps:
+            async with aclosing(self.answers(self.round)) as steps:
                 async for drawn in steps:
                     yield drawn
-            fresh = [one.completion for one in self.done[before:]]
-            texts = [self.builder.text_of(one)[0] for one in fresh]
-            # bound now: the thread may begin when the next round has changed both
-            wanted = await self.apart(lambda t=texts, f=fresh: selection.add(t, f))
+            await self.next_round([one.completion for one in self.done[before:]])
+
+    async def next_round(self, fresh: Sequence[Completion]) -> None:
+        """Hand answers over, and have as many drawn as are wanted then, if any."""
+        texts = [self.builder.text_of(one)[0] for one in fresh]
+        wanted = await self.apart(lambda: self.selection.add(texts, fresh))
+        count = self.affordable(wanted)
+        self.round = await self.submit(count) if count else None
 
     def affordable(self, wanted: int) -> int:
         """So many that even the longest answers stay within the budget."""
         if self.rule.budget is None:
             return wanted
         fits = (self.rule.budget - self.tokens) // self.asked.max_tokens
-        if fits < wanted and not fits:
+        if wanted and not fits:
             self.stopped = "budget"
         return min(wanted, fits)
 
-    async def round(self, count: int) -> AsyncGenerator[int]:
-        """The next answers, with the seeds that `n` would give them."""
+    async def submit(self, count: int) -> Round:
+        """The next answers into the queue, with the seeds that `n` would give them.
+
+        A question that has begun waits where the queue is full.
+        """
         seeds = [seed for job in self.asked.jobs for seed in job.seeds]
         some = seeds[len(self.done) : len(self.done) + count]
         prompt: Ids = self.asked.prompts[0]
@@ -183,29 +200,28 @@ class ChoiceRun:
         jobs = split_jobs(prompt, some, self.asked.max_tokens, options, places)
         events = EventQueue(asyncio.get_running_loop())
         generation = GenerationRequest(self.served, jobs, False, events.put, self.deadline)
-        await self.submit(generation)
-        found: dict[int, Done] = {}
-        try:
-            while len(found) < count:
-                ended = [event for event in await events.next() if isinstance(event, Done)]
-                found |= {event.choice: event for event in ended}
-                yield len(self.done) + len(found)
-        except BaseException:
-            with suppress(Refused):
-                self.server.engine.cancel(generation)
-            raise
-        self.done += [found[index] for index in range(count)]
-
-    async def submit(self, generation: GenerationRequest) -> None:
-        """Into the queue; a question that has begun waits where it is full."""
         while True:
             try:
                 self.server.engine.submit(generation)
-                return
+                return Round(generation, events, count)
             except Refused as error:
                 if error.status != 429 or not self.done or self.left() <= PAUSE:
                     raise
             await asyncio.sleep(PAUSE)
+
+    async def answers(self, some: Round) -> AsyncGenerator[int]:
+        """The answers of a round: the number of all that have ended, as they do."""
+        found: dict[int, Done] = {}
+        try:
+            while len(found) < some.count:
+                ended = [event for event in await some.events.next() if isinstance(event, Done)]
+                found |= {event.choice: event for event in ended}
+                yield len(self.done) + len(found)
+        except BaseException:
+            with suppress(Refused):
+                self.server.engine.cancel(some.generation)
+            raise
+        self.done += [found[index] for index in range(some.count)]
 
     def left(self) -> float:
         """Seconds until the deadline."""
@@ -221,12 +237,12 @@ class ChoiceRun:
             what = f"choosing took longer than {self.server.engine.limits.seconds:g} s."
             raise Refused(what, status=504, kind="timeout_error") from None
 
-    async def choose(self, selection: Selection) -> tuple[Done, Json]:
+    async def choose(self) -> tuple[Done, Json]:
         """The chosen answer, and what is told of the choice; Refused where none could be scored.
 
         The first where none can be told from the others; `chosen` is null then.
         """
-        found: Chosen = await self.apart(selection.choose)
+        found: Chosen = await self.apart(self.selection.choose)
         if found.error:
             what = f"none of {len(self.done)} answers ({self.tokens} tokens) can be chosen: "
             raise Refused(f"{what}{found.error}", status=422, kind="choice_error")
@@ -257,26 +273,25 @@ def shown_prompt(asked: PreparedRequest, served: Served) -> Any:
 
 async def whole_choice(run: ChoiceRun, prompt_logps: Any) -> Json:
     """The answer with the one choice; `usage` counts all that was drawn."""
-    selection = run.selection()
-    async with aclosing(run.progress(selection)) as steps:
+    await run.start()
+    async with aclosing(run.progress()) as steps:
         async for _ in steps:
             pass
-    done, details = await run.choose(selection)
+    done, details = await run.choose()
     whole = run.builder.whole([done], prompt_logps)
     return {**whole, "usage": run.builder.usage(run.tokens), "choice_details": details}
 
 
 async def choice_stream(run: ChoiceRun) -> AsyncIterator[bytes]:
-    """The chunks of a stream: how far the drawing is, then the answer that was chosen."""
+    """The chunks of a run that has started: how far it is, then the answer that was chosen."""
     builder, options = run.builder, run.asked.body.stream_options
     try:
         if builder.chat:
             yield event_line(builder.opening(0))
-        selection = run.selection()
-        async with aclosing(run.progress(selection)) as steps:
+        async with aclosing(run.progress()) as steps:
             async for drawn in steps:
                 yield event_line(progress_chunk(run, drawn))
-        done, details = await run.choose(selection)
+        done, details = await run.choose()
         body = builder.asked.body
         text = TextStream(builder.tokenizer, body.stops, body.skip_special_tokens)
         for event in pieces(done):
