@@ -29,6 +29,7 @@ from laurel.measure.stopping import is_decided, is_settled
 from laurel.reward.mixture import Mixture, load_rewards
 from laurel.search.answers import votes_of
 from laurel.search.choices import best, vote
+from laurel.search.options import ChooseConfig
 from laurel.search.pool import Answer, Question, scored
 
 MOST = 128
@@ -80,7 +81,12 @@ class ServedPlan(Options):
 
 def read_plan(path: str | Path) -> ServedPlan:
     """The plan in a YAML file; paths in it may be relative to it. UsageError names the option."""
-    plan = build_config(resolve_paths(path, read_yaml(path)), ServedPlan, where=str(path))
+    values = read_yaml(path)
+    for name in values:
+        if name in ChooseConfig.model_fields and name not in ServedPlan.model_fields:
+            fix = "Leave it out: a request brings its prompt, and how its answers are drawn."
+            raise UsageError(f"`{name}` is for `laurel choose`.", where=str(path), fix=fix)
+    plan = build_config(resolve_paths(path, values), ServedPlan, where=str(path))
     if plan.weigh == "score" and not plan.scorers:
         fix = "Name one, such as model:FOLDER."
         raise UsageError("there is no scorer to weigh votes by.", where=str(path), fix=fix)

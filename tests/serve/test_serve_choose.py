@@ -396,7 +396,8 @@ def test_a_later_round_waits_where_the_queue_is_full():
         ({"kind": "auto"}, "kind"),
         ({"scorers": ["a.py:f", "b.py:f"]}, "scorers"),
         ({"scorers": ["gsm8k"]}, "answer"),
-        ({"dataset": "x"}, "unknown option `dataset`"),
+        ({"dataset": "x"}, "`dataset` is for `laurel choose`"),
+        ({"alhpa": 0.1}, "Did you mean `alpha`"),
         ({"num_generations": 200}, "num_generations"),
     ],
 )
