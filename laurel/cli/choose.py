@@ -135,6 +135,14 @@ def draw_answers(
     return [drawing.first_answers(row, most) for row in rows]
 
 
+def greedy_answers(config: ChooseConfig, rows: Sequence[Row]) -> list[Question]:
+    """The rows with their greedy answer, which is kept in a folder of its own."""
+    cold = config.model_copy(
+        update={"temperature": 0.0, "output_dir": f"{config.output_dir}/greedy"}
+    )
+    return draw_answers(cold.model_copy(update={"num_generations": 1}), "vote", rows, None)
+
+
 def answer_source(config: ChooseConfig) -> tuple[AnswerSource, str]:
     """What draws answers, and what tells its model from any other."""
     from laurel.search.draw import LocalSource, ServerSource
@@ -169,17 +177,18 @@ def run_curves(config: ChooseConfig) -> int:
     if grader is None:
         fix = "Name a reward that is 1 for a right answer: --rewards gsm8k, or file.py:function."
         raise UsageError("nothing says which answer is right.", where="rewards", fix=fix)
+    greedy = None
     if not questions:
         questions = draw_answers(config, "vote", rows, None)
+        greedy = judged_pool(greedy_answers(config, rows), config, grader)
     with progress("questions scored", len(questions)) as watch:
         if scorers is not None:
             questions = scored(questions, scorers, watch)
         judged = judged_pool(questions, config, grader)
     names = list(scorers.names) if scorers is not None else []
     likely = all(answer.likelihood is not None for one in questions for answer in one.answers)
-    points = curves(
-        judged, names, ks=config.k, alpha=config.alpha, weigh_likelihood=likely, seed=config.seed
-    )
+    how: dict[str, Any] = {"ks": config.k, "alpha": config.alpha, "seed": config.seed}
+    points = curves(judged, names, weigh_likelihood=likely, greedy=greedy, **how)
     shown = curves_exhibit(points, config.pool or config.dataset, len(questions))
     write_curves(shown, points, Path(config.output_dir))
     return 0

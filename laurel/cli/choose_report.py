@@ -20,7 +20,7 @@ PAGE, DATA = "curves.html", "curves.json"
 
 
 def curves_exhibit(points: Sequence[Point], source: str, questions: int) -> Exhibit:
-    """Every way of choosing: accuracy against tokens, gains over one answer, and the KL it spends."""
+    """Every way of choosing: accuracy against tokens, gains, and the KL that it spends."""
     rows = tuple(
         (
             one.way,
@@ -38,8 +38,9 @@ def curves_exhibit(points: Sequence[Point], source: str, questions: int) -> Exhi
     heads = ("way", "k", "accuracy", "95 %", "gain", "95 %", "answers", "tokens", "KL at most")
     about = (
         f"{questions} questions of {source}. From one pool of answers, without drawing again: the"
-        " mean over subsets of k. Intervals are over questions; a gain is against one answer, paired"
-        " by question. The KL of best-of-n is the bound log n - (n - 1) / n, in nats."
+        " mean over subsets of k. Intervals are over questions; a gain is against"
+        f" {baseline(points)}, paired by question. The KL of best-of-n is the bound log n -"
+        " (n - 1) / n, in nats."
     )
     return Exhibit(
         "Choosing: accuracy against tokens",
@@ -49,6 +50,12 @@ def curves_exhibit(points: Sequence[Point], source: str, questions: int) -> Exhi
         charts=tuple(charts(points)),
         claims=tuple(claims(points)),
     )
+
+
+def baseline(points: Sequence[Point]) -> str:
+    """What gains are against."""
+    cold = any(one.way == "greedy" for one in points)
+    return "the greedy answer" if cold else "one answer"
 
 
 def charts(points: Sequence[Point]) -> list[Chart]:
@@ -90,7 +97,8 @@ def claims(points: Sequence[Point]) -> list[Claim]:
         evidence = (
             f"gain {last.gain.value:+.3f} {bounds(last.gain)} with {last.answers:.1f} answers"
         )
-        found.append(Claim(f"{way} of {last.k} beats one answer", last.gain.low > 0, evidence))
+        text = f"{way} of {last.k} beats {baseline(points)}"
+        found.append(Claim(text, last.gain.low > 0, evidence))
     return found
 
 

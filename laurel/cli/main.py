@@ -19,6 +19,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "laurel.cli.pipeline",
         "SFT, answers, preferences, reward model, reinforcement, comparison: one resumable plan",
     ),
+    "constitution": (
+        "laurel.cli.constitution",
+        "a policy from principles in words: critiques, revisions, preferences of a judge, RL",
+    ),
     "eval": (
         "laurel.cli.eval",
         "how good a model is: greedy accuracy, pass@k, majority@k, with intervals",
