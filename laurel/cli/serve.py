@@ -62,12 +62,14 @@ def run(args: argparse.Namespace) -> int:
         fix = "Serve the model that answers, and name the scorer in the plan: model:FOLDER."
         raise UsageError("a scorer gives no answers.", where="--choose", fix=fix)
     from laurel.serve.app import make_app
-    from laurel.serve.run import serve
+    from laurel.serve.run import BACKLOG, serve
 
     host, port = listening.getsockname()[:2]
     local = is_loopback(config.host)
     hosts = ("localhost", "127.0.0.1", "::1", config.host.lower()) if local else ()
     app = make_app(server, key=key, hosts=hosts, most=config.max_body)
+    # who reads the line may ask at once: from now on connections wait for the loop to begin
+    listening.listen(BACKLOG)
     print(f"{server.base} is served at http://{host}:{port}/v1", flush=True)
     serve(app, listening, config.timeout)
     return 0
