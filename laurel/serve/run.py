@@ -17,7 +17,7 @@ BACKLOG = 1024
 
 
 def serve(app: Any, listening: socket.socket, seconds: float) -> None:
-    """ResponseBuilder on a socket; at the end requests have so many seconds."""
+    """The application on a socket; at the end requests have so many seconds."""
     sys.setswitchinterval(SWITCH)
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal once more when all is answered: that was an end as asked for

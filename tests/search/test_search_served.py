@@ -4,8 +4,10 @@ import random
 
 import pytest
 
+from laurel.core.errors import UsageError
 from laurel.core.sample import Completion
 from laurel.measure.stopping import LeaderTest
+from laurel.reward.mixture import load_rewards
 from laurel.search.served import FIRST, PlanChooser, ServedPlan, soonest
 
 
@@ -64,3 +66,31 @@ def test_an_adaptive_best_stops_by_what_one_more_is_worth():
         chosen = selection.choose()
         assert (found, chosen.details["stopped"]) == (drawn, stopped)
         assert chosen.place == 0 and rounds <= 10
+
+
+def test_a_judge_of_pairs_sees_all_answers_at_once(tmp_path):
+    """It scores an answer against the others: no rounds, and no adaptive plan."""
+    judge = tmp_path / "judge.yaml"
+    judge.write_text("url: http://127.0.0.1:9\nmodel: j\n")
+    plan = {"scorers": [f"judge:{judge}"]}
+    assert PlanChooser(ServedPlan(**plan)).begin("best_of", 9, "").add([], []) == 9
+    with pytest.raises(UsageError, match="against the others"):
+        PlanChooser(ServedPlan(**plan, adaptive=True))
+
+
+def test_votes_without_a_weight_are_an_error_and_unreadable_ones_are_not():
+    """Weighed by a scorer that fails on all, no vote counts; where none is read, nothing failed."""
+
+    def broken(completions, **columns):
+        raise ValueError("down")
+
+    chooser = PlanChooser(ServedPlan(kind="number"))
+    chooser.plan = chooser.plan.model_copy(update={"weigh": "score"})
+    chooser.scorers = load_rewards([broken], None, [])
+    for texts, error in ((["3", "4"], "`broken` failed on every answer"), (["x", ""], "")):
+        selection = chooser.begin("vote", 2, "")
+        assert selection.add(texts, [completion()] * 2) == 0
+        chosen = selection.choose()
+        assert chosen.place is None and chosen.error.startswith(error)
+        assert bool(chosen.error) == bool(error) and ".py" not in chosen.error
+        assert chosen.details["reason"]

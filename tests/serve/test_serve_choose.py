@@ -22,6 +22,7 @@ from laurel.cli.serve import load_chooser
 from laurel.core.errors import UsageError
 from laurel.core.serve_options import ServeConfig
 from laurel.measure.stopping import LeaderTest
+from laurel.model.scorer import load_scorer
 from laurel.search.choices import vote
 from laurel.search.pool import Answer, Question
 from laurel.search.served import PlanChooser, ServedPlan, read_plan
@@ -222,6 +223,37 @@ def test_a_scorer_chooses_and_what_it_fails_on_is_left_out(tmp_path):
         place = scores.index(max(one for one in scores if one is not None))
         assert told["chosen"] == place and found.choices[0].text == texts[place]
         assert (told["by"], told["value"]) == ("own", scores[place])
+
+
+def test_a_reward_model_chooses_for_many_at_once(tmp_path):
+    """`model:FOLDER`: the answer that it scores highest, of chats that come together."""
+    tiny().save(tmp_path / "body")
+    scorer = load_scorer(str(tmp_path / "body"), seed=3)
+    scorer.save(tmp_path / "scorer")
+    chooser = PlanChooser(ServedPlan(scorers=[f"model:{tmp_path / 'scorer'}"]))
+    with running(tiny(), chooser=chooser, places=64) as served, ThreadPoolExecutor(8) as threads:
+        client = client_of(served)
+
+        def both(n):
+            messages = [{"role": "user", "content": f"{n}+2="}]
+            body = {"model": "m", "messages": messages, "seed": 10 * n, "max_tokens": 5}
+            many = client.chat.completions.create(**body, n=6)
+            rows = [
+                {
+                    "prompt": messages,
+                    "completion": [{"role": "assistant", "content": one.message.content}],
+                }
+                for one in many.choices
+            ]
+            found = client.chat.completions.create(**body, extra_body={"best_of": 6})
+            return rows, many, found
+
+        for rows, many, found in threads.map(both, range(8)):
+            scores = scorer.score(rows).tolist()
+            assert found.choice_details["scores"] == pytest.approx(scores, abs=1e-5)
+            place = scores.index(max(scores))
+            assert found.choices[0].message.content == many.choices[place].message.content
+            assert found.usage == many.usage
 
 
 def test_a_scorer_that_fails_on_all_is_an_error(tmp_path):
