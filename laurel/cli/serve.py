@@ -16,6 +16,7 @@ from laurel.core.errors import UsageError
 from laurel.core.serve_options import ServeConfig
 
 if TYPE_CHECKING:
+    from laurel.core.choosing import Chooser
     from laurel.model.policy import Policy
     from laurel.serve.admin import Server
 
@@ -52,18 +53,35 @@ def run(args: argparse.Namespace) -> int:
     key = config.api_key or os.environ.get(KEY, "")
     check_reach(config.host, key)
     roots = tuple(existing_folder(name) for name in config.allow_folder)
+    chooser = load_chooser(config)
     listening = listen(config.host, config.port)
     server = load_server(args.model, config, roots)
+    if server.scorer is None:
+        server.chooser = chooser
+    elif config.choose is not None:
+        fix = "Serve the model that answers, and name the scorer in the plan: model:FOLDER."
+        raise UsageError("a scorer gives no answers.", where="--choose", fix=fix)
     from laurel.serve.app import make_app
-    from laurel.serve.run import serve
+    from laurel.serve.run import BACKLOG, serve
 
     host, port = listening.getsockname()[:2]
     local = is_loopback(config.host)
     hosts = ("localhost", "127.0.0.1", "::1", config.host.lower()) if local else ()
     app = make_app(server, key=key, hosts=hosts, most=config.max_body)
+    # who reads the line may ask at once: from now on connections wait for the loop to begin
+    listening.listen(BACKLOG)
     print(f"{server.base} is served at http://{host}:{port}/v1", flush=True)
     serve(app, listening, config.timeout)
     return 0
+
+
+def load_chooser(config: ServeConfig) -> Chooser:
+    """What makes one answer of several: by the plan, whose names are listed then, or by rule."""
+    from laurel.search.served import PlanChooser, ServedPlan, read_plan
+
+    if config.choose is None:
+        return PlanChooser(ServedPlan(), listed=False)
+    return PlanChooser(read_plan(config.choose))
 
 
 def check_reach(host: str, key: str) -> None:

@@ -27,6 +27,8 @@ PATH_OPTIONS = (
     "judge",
     "export",
     "ptx_dataset",
+    "scorers",
+    "choose",
 )
 """Options that may name a file; in a YAML file they may be written relative to that file."""
 JUDGE = "judge:"

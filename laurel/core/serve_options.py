@@ -42,6 +42,14 @@ class ServeConfig(Options):
         "folders that clients may have weights and adapters loaded from; none: they may not",
     )
 
+    choose: str | None = option(
+        None,
+        "a YAML file that says how one of several answers is chosen, for requests with `vote` or"
+        " `best_of` and for the models NAME:vote-16, NAME:best-of-8; default: equal texts are one"
+        " vote, and the best has the likeliest tokens",
+        group="choosing",
+    )
+
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", group="model")
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute precision")
     num_threads: int = option(0, "CPU threads; 0: by rule", ge=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from laurel.core.choosing import Chooser
 from laurel.model.digests import parameter_digests
 from laurel.model.scorer import Scorer
 from laurel.serve.engine import Engine, Refused, Served
@@ -35,7 +37,7 @@ class Server:
 
     base: the name of the model that was started with. roots: the folders from which a client may
     have weights loaded. scorer: a trained scorer, served at `/v1/score`; there are no completions
-    then.
+    then. chooser: makes one answer of several; None: such requests are refused.
     """
 
     engine: Engine
@@ -45,8 +47,12 @@ class Server:
     precision: str = "float32"
     exact: bool = False
     most_adapters: int = 8
+    chooser: Chooser | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    choosing: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(32, thread_name_prefix="laurel-choose")
+    )
 
     def served(self, name: str) -> Served:
         """The model of that name; of "" the one that was started with."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from dataclasses import asdict
+from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,16 +19,17 @@ from laurel import __version__
 from laurel.model.policy import Policy
 from laurel.serve import admin
 from laurel.serve.admin import Server, server_of
-from laurel.serve.engine import (
-    Done,
-    Drawn,
-    Event,
-    Failure,
-    GenerationRequest,
-    Limits,
-    Refused,
-    Served,
+from laurel.serve.choose import ChoiceRun, choice_stream, rule_of, several, whole_choice
+from laurel.serve.delivery import (
+    END,
+    EventQueue,
+    all_choices,
+    event_line,
+    last_of,
+    logprobs_of_prompts,
+    until_disconnected,
 )
+from laurel.serve.engine import Done, Drawn, GenerationRequest, Limits, Refused, Served
 from laurel.serve.middleware import (
     Guard,
     error_object,
@@ -43,7 +43,6 @@ from laurel.serve.prepare import (
     encode_ids,
     prepare_chat,
     prepare_completions,
-    score_prompt,
 )
 from laurel.serve.responses import ResponseBuilder, TextStream
 from laurel.serve.schemas import (
@@ -56,9 +55,7 @@ from laurel.serve.schemas import (
 )
 from laurel.serve.score import rows_to_score, score_pairs
 
-Result = TypeVar("Result")
 Body = TypeVar("Body", bound=SamplingRequest)
-END = b"data: [DONE]\n\n"
 
 
 def make_app(
@@ -75,6 +72,7 @@ def make_app(
         server.engine.start()
         yield
         await asyncio.to_thread(server.engine.drain, server.engine.limits.seconds)
+        server.choosing.shutdown(wait=False, cancel_futures=True)
 
     routes = [
         *(Route(path, answer, methods=["GET"]) for path, answer in QUESTIONS.items()),
@@ -137,6 +135,11 @@ async def models(request: Request) -> Response:
         }
         for name in server.names
     ]
+    rows += [
+        {**row, "id": f"{row['id']}:{suffix}", "parent": row["id"]}
+        for suffix in (server.chooser.names if server.chooser is not None else ())
+        for row in rows
+    ]
     return JSONResponse({"object": "list", "data": rows})
 
 
@@ -155,33 +158,14 @@ async def generate(
 ) -> Response:
     """The answer to a body of this kind, which `prepare` makes ready to be sampled."""
     body, server = await read_body(request, kind), server_of(request)
-    served = server.served(body.model)
-    asked = prepare(body, served.policy, server.engine.limits)
+    model, rule = rule_of(server, body)
+    served = server.served(model)
+    asked = prepare(several(body, rule), served.policy, server.engine.limits)
     name = body.model or server.base
+    if rule is not None:
+        return await respond_chosen(request, ChoiceRun.of(server, served, asked, rule, name))
     answer = ResponseBuilder(asked, served.policy.tokenizer, name, chat=kind is ChatRequest)
     return await respond(request, served, answer)
-
-
-@dataclass(eq=False)
-class EventQueue:
-    """The events of a request, on their way from the sampling thread to the loop."""
-
-    loop: asyncio.AbstractEventLoop
-    queue: asyncio.Queue[list[Event]] = field(default_factory=asyncio.Queue[list[Event]])
-
-    def put(self, events: list[Event]) -> None:
-        """Called in the sampling thread."""
-        # the loop is closed once the server has ended, and nobody reads any more
-        with suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self.queue.put_nowait, events)
-
-    async def next(self) -> list[Event]:
-        """The next events; a failure is raised."""
-        events = await self.queue.get()
-        for event in events:
-            if isinstance(event, Failure):
-                raise event.error
-        return events
 
 
 async def respond(request: Request, served: Served, answer: ResponseBuilder) -> Response:
@@ -211,45 +195,14 @@ async def respond(request: Request, served: Served, answer: ResponseBuilder) -> 
     return JSONResponse(answer.whole(done, prompt_logps))
 
 
-async def logprobs_of_prompts(
-    server: Server, policy: Policy, asked: PreparedRequest
-) -> list[Any] | None:
-    """Log-probabilities of the prompts' tokens, where they are asked for."""
-    body = asked.body
-    if body.prompt_logprobs is None and not (body.echo and asked.logprobs is not None):
-        return None
-    top = max(body.prompt_logprobs or 0, asked.logprobs or 0)
-    return await server.between_tokens(
-        lambda: [score_prompt(policy, ids, top) for ids in asked.prompts]
-    )
-
-
-async def all_choices(events: EventQueue, count: int) -> list[Done]:
-    """Every choice of a request, in order."""
-    found: dict[int, Done] = {}
-    while len(found) < count:
-        for event in await events.next():
-            if isinstance(event, Done):
-                found[event.choice] = event
-    return [found[index] for index in range(count)]
-
-
-async def until_disconnected(request: Request, work: Awaitable[Result]) -> Result | None:
-    """What is awaited; None as soon as the client has gone away."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        for one in (task, gone):
-            one.cancel()
-
-
-async def disconnected(request: Request) -> None:
-    """Wait until the client goes away."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def respond_chosen(request: Request, run: ChoiceRun) -> Response:
+    """Draw several answers and give one, whole or as a stream that says how far it is."""
+    if run.asked.body.stream:
+        await run.start()
+        return StreamingResponse(choice_stream(run), media_type="text/event-stream")
+    prompt_logps = await logprobs_of_prompts(run.server, run.served.policy, run.asked)
+    answer = await until_disconnected(request, whole_choice(run, prompt_logps))
+    return Response(status_code=499) if answer is None else JSONResponse(answer)
 
 
 async def stream_of(
@@ -287,18 +240,6 @@ async def stream_of(
         if not generation.ended:
             with suppress(Refused):
                 server.engine.cancel(generation)
-
-
-def last_of(answer: ResponseBuilder, done: Done, stream: TextStream) -> dict[str, Any]:
-    """The last chunk of a choice, with the rest of its text and its tokens."""
-    text, _ = answer.text_of(done.completion)
-    sent = len(stream.ids)
-    return answer.last_piece(done, stream.end(text), sent)
-
-
-def event_line(value: Any) -> bytes:
-    """A server-sent event."""
-    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
 async def score(request: Request) -> Response:

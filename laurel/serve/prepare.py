@@ -46,8 +46,6 @@ def prepare_completions(body: CompletionRequest, policy: Policy, limits: Limits)
     given: Any = body.prompt
     several = isinstance(given, list) and isinstance(given[0], str | list)
     prompts = [encode_ids(policy, one) for one in (given if several else [given])]
-    if body.best_of not in (None, body.n):
-        raise Refused("`best_of` other than `n` is not offered.", param="best_of")
     return prepare_prompts(body, prompts, policy, limits, body.logprobs, body.max_tokens)
 
 
@@ -128,11 +126,16 @@ def prepare_prompts(
     jobs = list[Job]()
     for i, prompt in enumerate(prompts):
         own = seeds[i * body.n : (i + 1) * body.n]
-        # a prompt with more choices than there are places is read more than once
-        for start in range(0, body.n if tokens else 0, limits.places):
-            some = tuple(own[start : start + limits.places])
-            jobs.append(Job(prompt, some, (tokens,) * len(some), options))
+        jobs += split_jobs(prompt, own if tokens else [], tokens, options, limits.places)
     return PreparedRequest(body, prompts, jobs, logprobs, tokens)
+
+
+def split_jobs(
+    prompt: Ids, seeds: Sequence[int], tokens: int, options: SamplingOptions, places: int
+) -> list[Job]:
+    """The completions of a prompt; one with more than there are places is read more than once."""
+    parts = [tuple(seeds[start : start + places]) for start in range(0, len(seeds), places)]
+    return [Job(prompt, some, (tokens,) * len(some), options) for some in parts]
 
 
 def check_together(body: SamplingRequest, prompts: int, logprobs: int | None) -> None:

@@ -79,8 +79,8 @@ class ResponseBuilder:
         choices = list[Json]()
         for index in range(self.asked.count):
             prompt = index // self.asked.body.n
-            prompt_logps = prompt_logps[prompt] if prompt_logps else None
-            choices.append(self.choice(index, done[index] if done else None, prompt_logps))
+            own = prompt_logps[prompt] if prompt_logps else None
+            choices.append(self.choice(index, done[index] if done else None, own))
         drawn = sum(len(one.completion.ids) for one in done)
         return {**self.head(chunk=False), "choices": choices, "usage": self.usage(drawn)}
 

@@ -12,9 +12,12 @@ import uvicorn
 SWITCH = 0.0005
 """Seconds after which a thread hands over: sampling and answering share one interpreter."""
 
+BACKLOG = 1024
+"""Connections that may wait to be taken."""
+
 
 def serve(app: Any, listening: socket.socket, seconds: float) -> None:
-    """ResponseBuilder on a socket; at the end requests have so many seconds."""
+    """The application on a socket; at the end requests have so many seconds."""
     sys.setswitchinterval(SWITCH)
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal once more when all is answered: that was an end as asked for
@@ -24,6 +27,6 @@ def serve(app: Any, listening: socket.socket, seconds: float) -> None:
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=max(1, int(seconds)),
-        backlog=1024,
+        backlog=BACKLOG,
     )
     uvicorn.Server(settings).run([listening])

@@ -49,7 +49,9 @@ class SamplingRequest(Wire):
     """What completions and chats have in common.
 
     seeds: one for each choice, of all prompts in turn, in place of `seed`, from which choice i has
-    seed + i. The last ones are taken with the value that changes nothing.
+    seed + i. Those from presence_penalty to logit_bias are taken with the value that changes
+    nothing. vote, best_of: so many completions are drawn, and one is chosen; budget: tokens that
+    may be drawn for it.
     """
 
     model: Name = ""
@@ -78,6 +80,9 @@ class SamplingRequest(Wire):
     min_tokens: Literal[0] | None = None
     ignore_eos: Literal[False] | None = None
     logit_bias: Nothing | None = None
+    vote: Count | None = None
+    best_of: Count | None = None
+    budget: Length | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -96,7 +101,6 @@ class CompletionRequest(SamplingRequest):
     )
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = 16
     logprobs: Top | None = None
-    best_of: Count | None = None
     suffix: None = None
     add_special_tokens: Literal[True] = True
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from laurel.cli.main import main
+from laurel.cli.serve import load_chooser
 from laurel.core.config import TrainConfig, build_config
 from laurel.core.files import read_yaml
 from laurel.core.run import Run
+from laurel.core.serve_options import ServeConfig
 from laurel.data.formats import rows_fit_for
 from laurel.data.source import is_file_name, load_rows
 from laurel.data.tasks import is_task
@@ -40,6 +42,8 @@ PLANS = ("addition-rlhf", "stories-rlhf")
 """Plans of `laurel pipeline`."""
 JUDGES = ("judge", "rubric")
 """Judges of `laurel judge`."""
+SERVED = ("serve-choose",)
+"""Plans of `laurel serve --choose`."""
 
 
 def configuration(name):
@@ -58,7 +62,7 @@ def here(monkeypatch, tmp_path):
 
 def test_every_example_is_known():
     assert sorted(path.stem for path in (ROOT / "examples").glob("*.yaml")) == sorted(
-        [*EXAMPLES, *PLANS, *JUDGES]
+        [*EXAMPLES, *PLANS, *JUDGES, *SERVED]
     )
 
 
@@ -70,6 +74,15 @@ def test_a_judge_is_sound_and_is_a_reward(name, here):
     assert load_reward(f"judge:{path}").name == name
     text = (ROOT / path).read_text()
     assert text.startswith("# ") and f"laurel judge run {path}" in text
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_server_chooses_by_it(name):
+    """Read as the server reads it, and its first lines say how it is used."""
+    path = f"examples/{name}.yaml"
+    assert load_chooser(ServeConfig(choose=str(ROOT / path))).names == ("best-of-16", "vote-16")
+    text = (ROOT / path).read_text()
+    assert text.startswith("# ") and f"--choose {path}" in text
 
 
 @pytest.mark.parametrize("name", PLANS)

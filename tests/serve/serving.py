@@ -44,11 +44,11 @@ def tiny(kind="llama", seed=0, hidden=32):
 
 
 @contextmanager
-def running(policy=None, *, scorer=None, roots=(), key="", places=16, **limits):
+def running(policy=None, *, scorer=None, chooser=None, roots=(), key="", places=16, **limits):
     """The server of a policy or scorer: its address, its engine, and a client of it."""
     length = 256 if policy is None else policy.positions
     engine = Engine(Limits(places=places, length=length, **limits))
-    server = Server(engine, "m", tuple(roots), scorer)
+    server = Server(engine, "m", tuple(roots), scorer, chooser=chooser)
     if policy is not None:
         served = engine.add("m", policy, "0", "")
         server.exact = served.compact

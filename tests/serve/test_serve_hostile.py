@@ -11,6 +11,8 @@ import pytest
 from serving import running, tiny
 from test_serve_wire import ask
 
+from laurel.search.served import PlanChooser, ServedPlan
+
 PATHS = (
     "/v1/completions",
     "/v1/chat/completions",
@@ -63,7 +65,7 @@ FIELDS = """
 model prompt messages n seed seeds max_tokens temperature top_p top_k stop stream logprobs echo
 prompt_logprobs logprob_token_ids return_token_ids tools method kwargs action baseline lora_name
 lora_path new_version tokens text_1 text_2 completions chat_template weights_path best_of suffix
-user role content
+user role content vote budget
 """
 
 
@@ -87,6 +89,7 @@ def odd_body(chance, roots):
                 {"lora_name": "a", "lora_path": roots},
                 {"method": "reload_weights", "kwargs": {"weights_path": roots}},
                 {"action": "checksum"},
+                {**body, "vote": 3, "budget": 9, "stream": False},
             ]
         )
         body = {**body, chance.choice([*body]): odd_value(chance)}
@@ -160,7 +163,8 @@ def look_after(tmp_path, count):
 
     import sys
 
-    with running(tiny(), roots=[allowed]) as served:
+    chooser = PlanChooser(ServedPlan())
+    with running(tiny(), roots=[allowed], chooser=chooser) as served:
         attack(served, str(secret), 320, 1)
         before = psutil.Process(os.getpid()).memory_info().rss
         right = ask(served, prompt="1+1=", seed=1, max_tokens=4)

@@ -195,6 +195,14 @@ def test_log_probabilities_of_named_tokens(llama):
         assert len(told) in (2, 3)
 
 
+def test_prompts_are_told_with_each_of_their_choices(llama):
+    """Two prompts with two choices each: the log-probabilities of a prompt are its own."""
+    body = {"max_tokens": 1, "prompt_logprobs": 0, "seed": 3}
+    found = ask(llama, prompt=[[4, 5, 6], [7, 8]], n=2, **body)
+    alone = [ask(llama, prompt=one, **body)[0]["prompt_logprobs"] for one in ([4, 5, 6], [7, 8])]
+    assert [one["prompt_logprobs"] for one in found] == [alone[0]] * 2 + [alone[1]] * 2
+
+
 def test_what_is_left_out_has_a_log_probability_that_json_can_hold(llama):
     """top_k 1 leaves one token: all others are at -9999."""
     answer = ask(llama, prompt=[4, 5], top_k=1, max_tokens=2, logprobs=3)[0]
