@@ -48,6 +48,7 @@ ORDER = (
     "chat.md",
     "environments.md",
     "evaluation.md",
+    "choosing.md",
     "serving.md",
     "report.md",
     "reward-models.md",
