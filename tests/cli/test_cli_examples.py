@@ -2,6 +2,7 @@
 that can run here do.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from laurel.data.tasks import is_task
 from laurel.judge.options import read_judge
 from laurel.judge.template import load_prompt
 from laurel.model.chat import encode_supervised
-from laurel.model.scratch import char_tokenizer
+from laurel.model.scratch import char_tokenizer, save_scratch
 from laurel.pipeline.plan import read_plan
 from laurel.pipeline.run import Pipeline
 from laurel.reward.load import load_reward
@@ -42,6 +43,8 @@ PLANS = ("addition-rlhf", "stories-rlhf")
 """Plans of `laurel pipeline`."""
 JUDGES = ("judge", "rubric")
 """Judges of `laurel judge`."""
+CHOOSING = ("choose",)
+"""Options of `laurel choose`."""
 SERVED = ("serve-choose",)
 """Plans of `laurel serve --choose`."""
 
@@ -62,7 +65,7 @@ def here(monkeypatch, tmp_path):
 
 def test_every_example_is_known():
     assert sorted(path.stem for path in (ROOT / "examples").glob("*.yaml")) == sorted(
-        [*EXAMPLES, *PLANS, *JUDGES, *SERVED]
+        [*EXAMPLES, *PLANS, *JUDGES, *CHOOSING, *SERVED]
     )
 
 
@@ -74,6 +77,24 @@ def test_a_judge_is_sound_and_is_a_reward(name, here):
     assert load_reward(f"judge:{path}").name == name
     text = (ROOT / path).read_text()
     assert text.startswith("# ") and f"laurel judge run {path}" in text
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_answers_vote_by_it(name, here, capsys):
+    """The command that it shows, on few questions: fewer answers than it may draw, a choice each."""
+    path = f"examples/{name}.yaml"
+    assert f"laurel choose vote --config {path}" in (ROOT / path).read_text()
+    words = ["--dataset_size", "6", "--output_dir", str(here / "out"), "--model", scratch(here)]
+    assert main(["choose", "vote", "--config", path, *words]) == 0
+    facts = json.loads((here / "out/summary.json").read_text())
+    assert facts["questions"] == 6 and facts["answers"]["value"] <= 16
+    assert "accuracy" in capsys.readouterr().out
+
+
+def scratch(folder):
+    """A small model that knows the letters of sums, and nothing of them."""
+    save_scratch(folder / "model", alphabet="0123456789+=", hidden_size=32, num_hidden_layers=1)
+    return str(folder / "model")
 
 
 @pytest.mark.parametrize("name", SERVED)
