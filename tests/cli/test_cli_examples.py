@@ -21,6 +21,8 @@ from laurel.judge.options import read_judge
 from laurel.judge.template import load_prompt
 from laurel.model.chat import encode_supervised
 from laurel.model.scratch import char_tokenizer, save_scratch
+from laurel.pipeline.constitution_plan import read_constitution_plan
+from laurel.pipeline.constitution_run import ConstitutionRun
 from laurel.pipeline.plan import read_plan
 from laurel.pipeline.run import Pipeline
 from laurel.reward.load import load_reward
@@ -47,6 +49,8 @@ CHOOSING = ("choose",)
 """Options of `laurel choose`."""
 SERVED = ("serve-choose",)
 """Plans of `laurel serve --choose`."""
+CONSTITUTIONS = ("constitution",)
+"""Plans of `laurel constitution`."""
 
 
 def configuration(name):
@@ -65,7 +69,7 @@ def here(monkeypatch, tmp_path):
 
 def test_every_example_is_known():
     assert sorted(path.stem for path in (ROOT / "examples").glob("*.yaml")) == sorted(
-        [*EXAMPLES, *PLANS, *JUDGES, *CHOOSING, *SERVED]
+        [*EXAMPLES, *PLANS, *JUDGES, *CONSTITUTIONS, *CHOOSING, *SERVED]
     )
 
 
@@ -104,6 +108,18 @@ def test_a_server_chooses_by_it(name):
     assert load_chooser(ServeConfig(choose=str(ROOT / path))).names == ("best-of-16", "vote-16")
     text = (ROOT / path).read_text()
     assert text.startswith("# ") and f"--choose {path}" in text
+
+
+@pytest.mark.parametrize("name", CONSTITUTIONS)
+def test_a_constitution_is_sound(name, here):
+    """Read as the command line reads it and checked whole: sections, prompts, principles, the judge,
+    the hidden scorers where their package is installed.
+    """
+    pytest.importorskip("vaderSentiment")
+    path = ROOT / f"examples/{name}.yaml"
+    plan = read_constitution_plan(path, {"output_dir": str(here / "out")})
+    assert ConstitutionRun(plan, quiet=True).law.principles
+    assert f"laurel constitution examples/{name}.yaml" in path.read_text()
 
 
 @pytest.mark.parametrize("name", PLANS)
