@@ -89,3 +89,20 @@ def rejection_law(
 def acceptance(score: float, beta: float, bar: float) -> float:
     """The chance that rejection sampling accepts a draw of this score."""
     return exp(min((score - bar) / beta, 0.0))
+
+
+def value_of_one_more(scores: Sequence[float]) -> float:
+    """What one more draw is expected to raise the best of these n scores by.
+
+        mean over the upper half of i * (s_i - s_(i+1)) / (n + 1),    s_1 >= s_2 >= ...
+
+    Where the scores' upper tail is exponential, i * (s_i - s_(i+1)) are independent with the tail's
+    mean (Renyi 1953), and the n + 1st draw raises the expected maximum by that over n + 1: the
+    estimate is unbiased. Infinite for fewer than two scores. (3, 1): (1 * 2) / 3 = 2/3.
+    """
+    ranked = sorted(scores, reverse=True)
+    if len(ranked) < 2:
+        return float("inf")
+    steps = max(len(ranked) // 2, 1)
+    gaps = [i * (ranked[i - 1] - ranked[i]) for i in range(1, steps + 1)]
+    return sum(gaps) / steps / (len(ranked) + 1)

@@ -8,7 +8,7 @@ neither wins nor loses by default.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,9 @@ def drawn_samples(rows: Sequence[Mapping[str, Any]]) -> list[Question]:
             Answer(
                 line["completion"],
                 int(line.get("length") or 0),
-                sum(line["logps"]) if line.get("logps") else None,
+                sum(line["logps"]) if line.get("logps") else line.get("logp"),
                 line.get("finish", "eos"),
+                tuple(line.get("ids") or ()),
             )
             for line in lines
         )
@@ -204,10 +205,3 @@ def with_results(question: Question, group: Group) -> Question:
         results = {name: given[i] for name, given in group.results.items()}
         answers.append(replace(answer, scores={**answer.scores, **results}))
     return replace(question, answers=tuple(answers))
-
-
-def pairs_of(questions: Sequence[Question]) -> Iterator[tuple[Question, Answer]]:
-    """Each answer with its question."""
-    for question in questions:
-        for answer in question.answers:
-            yield question, answer
