@@ -1,7 +1,8 @@
-"""The steps that a search drew and their values, a line for each question and depth.
+"""The steps that a search drew and their values, a line for each call of the generator or scorer.
 
 Steps are written before anything is made of them, values before they are used: no step is drawn, or
-valued, twice, however often a search is killed.
+valued, twice, however often a search is killed. A call is one line because the last bits of what it
+gives may depend on what it was asked together: a search goes on in whole calls, to the bit.
 """
 
 from __future__ import annotations
@@ -50,11 +51,10 @@ class TreeFile:
             what = f"it holds a search with another {', '.join(changed)}."
             raise UsageError(what, where=str(path), fix="Name another --output_dir.")
         for _, line in lines[1:]:
-            place = (line["id"], line["depth"])
-            if "steps" in line:
-                self.drawn[place] = [read_step(one) for one in line["steps"]]
-            else:
-                self.valued[place] = [read_result(one) for one in line["values"]]
+            for id, depth, steps in line.get("drawn", ()):
+                self.drawn[id, depth] = [read_step(one) for one in steps]
+            for id, depth, values in line.get("valued", ()):
+                self.valued[id, depth] = [read_result(one) for one in values]
         with atomic_file(path) as file:
             file.writelines(raw for raw, _ in lines)
 
@@ -68,30 +68,25 @@ class TreeFile:
 
     def keep_steps(self, places: Sequence[Place], drawn: Sequence[Sequence[Completion]]) -> None:
         """Write newly drawn steps, and know them."""
-        rows = [
-            {"id": id, "depth": depth, "steps": [step_row(step) for step in some]}
-            for (id, depth), some in zip(places, drawn, strict=True)
-        ]
-        self.write(rows)
+        rows = [[step_row(step) for step in some] for some in drawn]
+        self.write("drawn", places, rows)
         for place, some in zip(places, drawn, strict=True):
             self.drawn[place] = list(some)
 
     def keep_values(self, places: Sequence[Place], values: Sequence[Sequence[Result]]) -> None:
         """Write new values, and know them."""
-        rows = [
-            {"id": id, "depth": depth, "values": [result_row(one) for one in some]}
-            for (id, depth), some in zip(places, values, strict=True)
-        ]
-        self.write(rows)
+        rows = [[result_row(one) for one in some] for some in values]
+        self.write("valued", places, rows)
         for place, some in zip(places, values, strict=True):
             self.valued[place] = list(some)
 
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """More lines, on the disk when this returns."""
+    def write(self, kind: str, places: Sequence[Place], rows: Sequence[Any]) -> None:
+        """One more line; whole or, after a kill, to be cut off."""
         if self.path is None:
             return
+        line = {kind: [[*place, some] for place, some in zip(places, rows, strict=True)]}
         with disk_errors(self.path), open(self.path, "ab") as file:
-            file.writelines(map(as_line, rows))
+            file.write(as_line(line))
 
 
 def as_line(row: Mapping[str, Any]) -> bytes:

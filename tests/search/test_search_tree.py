@@ -1,5 +1,6 @@
 """Process-reward search against exact truths: a language that can be listed, and a small model."""
 
+import argparse
 import itertools
 import json
 from dataclasses import replace
@@ -7,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from laurel.cli.choose_search import add_search
 from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.result import Abstain, Failed, Score
@@ -115,7 +117,7 @@ def answers(found):
 
 def test_a_search_that_keeps_all_finds_the_best_of_all_answers():
     table, exact = Table(), Exact()
-    shape = a_token(beams=640, branches=32)
+    shape = a_token(beams=320, branches=16)
     found = tree_search(table, exact, rows(), shape, draw())
     for one in found:
         texts = {"".join(TEXT[t] for t in y if t != LANGUAGE.eos): y for y in LANGUAGE.completions}
@@ -242,7 +244,7 @@ def test_killed_and_continued_is_undisturbed(tmp_path):
             with pytest.raises(Killed):
                 tree_search(generator, value, rows(3), shape, draw(), file=TreeFile(path, {"a": 1}))
             with path.open("ab") as file:
-                file.write(b'{"id": "q0", "dep')  # cut short
+                file.write(b'{"drawn": [["q0", 1')  # cut short
         found = tree_search(again, judge, rows(3), shape, draw(), file=TreeFile(path, {"a": 1}))
         assert found == whole
         assert sorted(again.asked) == sorted(table.asked) and again.tokens == table.tokens
@@ -368,3 +370,47 @@ def test_one_failing_prefix_costs_no_other(small):
         for answer in one.question.answers:
             failed = isinstance(answer.scores["fragile"], Failed)
             assert failed == ("bb" in answer.text)
+
+
+def on_the_command_line(*words):
+    parser = argparse.ArgumentParser()
+    add_search(parser.add_subparsers(required=True))
+    args = parser.parse_args(["search", *words])
+    return args.run(args)
+
+
+def test_the_verb_searches_once_and_goes_on(small, tmp_path, capsys):
+    _, prm = small
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({**row.columns, "answer": "1"}) + "\n" for row in lines()))
+    words = ("--model", prm.replace("prm", "model"), "--dataset", str(data), "--device", "cpu")
+    words += ("--scorers", f"prm:{prm}", "--num_generations", "8", "--branches", "2")
+    words += ("--max_completion_length", "20", "--output_dir", str(tmp_path / "out"))
+    assert on_the_command_line(*words) == 0
+    tree = (tmp_path / "out" / "tree.jsonl").read_bytes()
+    chosen = (tmp_path / "out" / "choices.jsonl").read_text()
+    facts = json.loads((tmp_path / "out" / "summary.json").read_text())
+    drawn = [json.loads(line) for line in tree.splitlines()[1:]]
+    steps = [step for line in drawn for *_, some in line.get("drawn", []) for step in some]
+    ids = [step["ids"] for step in steps]
+    assert facts["tokens"] == sum(map(len, ids)) and facts["steps"] == len(ids)
+    assert f"{facts['tokens']} tokens in all" in capsys.readouterr().out
+    # killed in the middle, and continued: the same choices
+    (tmp_path / "out" / "tree.jsonl").write_bytes(tree[: 2 * len(tree) // 3])
+    assert on_the_command_line(*words) == 0
+    assert (tmp_path / "out" / "tree.jsonl").read_bytes() == tree
+    assert (tmp_path / "out" / "choices.jsonl").read_text() == chosen
+    with pytest.raises(UsageError, match=r"another subtrees\."):
+        on_the_command_line(*words, "--subtrees", "4")
+
+
+@pytest.mark.parametrize(
+    ("yaml", "where"),
+    [("adaptive: true", "adaptive"), ("scorers: []", "scorers"), ("branches: 3", "beams")],
+)
+def test_what_says_nothing_to_a_search_is_refused(yaml, where, tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(f"scorers: [prm:nowhere]\n{yaml}\n".replace("scorers: [prm:nowhere]\nsc", "sc"))
+    with pytest.raises(UsageError) as caught:
+        on_the_command_line("--config", str(plan))
+    assert where in str(caught.value)
