@@ -241,14 +241,7 @@ class Growth:
     def searched(self, name: str) -> Searched:
         """The answers, with their values under this name."""
         answers = tuple(
-            Answer(
-                beam.text,
-                len(beam.ids),
-                beam.logp,
-                beam.finish or "length",
-                beam.ids,
-                {} if beam.result is None else {name: beam.result},
-            )
+            replace(as_answer(beam), scores={name: beam.result} if beam.result else {})
             for beam in self.ended
         )
         question = Question(self.row.id, self.row.columns, answers)
@@ -325,9 +318,8 @@ def go_deeper(
     beams = grown_beams(generator, growing, steps)
     unknown = [i for i, one in enumerate(growing) if file.values(one.row.id, one.depth) is None]
     if unknown:
-        asked = [prefixes(growing[i], beams[i]) for i in unknown]
         places = [(growing[i].row.id, growing[i].depth) for i in unknown]
-        file.keep_values(places, value(asked))
+        file.keep_values(places, values_of([(growing[i], beams[i]) for i in unknown], value))
     for one, drawn, fresh in zip(growing, steps, beams, strict=True):
         results = file.values(one.row.id, one.depth) or []
         valued = [replace(beam, result=r) for beam, r in zip(fresh, results, strict=True)]
@@ -371,10 +363,20 @@ def grown_beams(
     ]
 
 
-def prefixes(growth: Growth, beams: Sequence[Beam]) -> Question:
-    """The newest prefixes of a question as answers, which a scorer reads."""
-    answers = tuple(
-        Answer(beam.text, len(beam.ids), beam.logp, beam.finish or "stop", beam.ids)
-        for beam in beams
-    )
-    return Question(growth.row.id, growth.row.columns, answers)
+def values_of(grown: Sequence[tuple[Growth, Sequence[Beam]]], value: Value) -> list[list[Result]]:
+    """What the newest prefixes of each question are worth; equal ones are asked about once."""
+    distinct = [{beam.text: beam for beam in reversed(beams)} for _, beams in grown]
+    asked = [
+        Question(growth.row.id, growth.row.columns, tuple(map(as_answer, some.values())))
+        for (growth, _), some in zip(grown, distinct, strict=True)
+    ]
+    found = list[list[Result]]()
+    for (_, beams), some, results in zip(grown, distinct, value(asked), strict=True):
+        known = dict(zip(some, results, strict=True))
+        found.append([known[beam.text] for beam in beams])
+    return found
+
+
+def as_answer(beam: Beam) -> Answer:
+    """A prefix, or an answer, as what a scorer reads."""
+    return Answer(beam.text, len(beam.ids), beam.logp, beam.finish or "stop", beam.ids)

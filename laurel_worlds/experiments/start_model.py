@@ -23,18 +23,19 @@ def imitate(
     seed: int,
     *,
     layers: int = 1,
+    hidden: int = 32,
     **options: Any,
 ) -> Path:
     """The folder of a small character-level model after SFT on rows (prompt, completion).
 
-    options: of the training: max_steps, prompts_per_step, learning_rate.
+    hidden: the width. options: of the training: max_steps, prompts_per_step, learning_rate.
     """
     data = write_lines(folder / "sft.jsonl", rows)
     save_scratch(
         folder / "fresh",
         alphabet=alphabet,
         seed=seed,
-        hidden_size=32,
+        hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=2,
     )
