@@ -2,8 +2,8 @@
 
     python -m laurel_worlds.experiments.search_at_equal_tokens [--first-seed N] [--seeds K]
 
-A small policy works out sums in seven steps, a running total a line: "7-3+2...=" -> "4", "6", ...
-It imitates sloppy writers, who often lose one where a change is large: so its errors are
+A small policy adds digits modulo 5 in seven steps, a running total a line: "3+1+4...=" -> "4", "3",
+... It imitates sloppy writers, who often lose one where a number is large: so its errors are
 systematic, and go on to the end of the answer. A process reward model is trained on the policy's
 own steps, labelled by exact arithmetic. All ways of choosing then answer the same held-out
 questions, and every token that is drawn counts. docs/choosing.md records a run.
@@ -45,10 +45,10 @@ from laurel_worlds.experiments.comparison import (
 from laurel_worlds.experiments.start_model import imitate, write_lines
 
 TERMS, WRITTEN = 8, 12000
-LARGE, SLIPS = 4, 0.3  # in so many of the changes of LARGE or more a writer loses one
-OWN, EACH = 1000, 4  # the policy's own answers that the process model learns from
-QUESTIONS, LONGEST = 60, 24
-NS = (4, 16, 64)
+BASE, LARGE, SLIPS = 5, 3, 0.3  # of numbers of LARGE or more a writer loses one so often
+OWN, EACH = 1500, 4  # the policy's own answers that the process model learns from
+QUESTIONS, LONGEST = 200, 24
+NS = (4, 16, 32)
 WAYS = ("product", "min", "last")
 BRANCHES = 4
 SHOWN = "product"  # by what beams are kept
@@ -72,35 +72,29 @@ class OfSeed:
     facts: dict[str, float]
 
 
-def chain(dice: random.Random) -> dict[str, Any]:
-    """A sum of one-digit numbers whose running totals are digits, too, and its worked answer."""
-    total = dice.randrange(10)
-    asked, changes, steps = str(total), list[int](), list[str]()
-    for _ in range(TERMS - 1):
-        changes.append(dice.choice([n for n in range(-9, 10) if n and 0 <= total + n < 10]))
-        total += changes[-1]
-        asked += f"{changes[-1]:+d}"
-        steps.append(str(total))
-    row = {"prompt": f"{asked}=", "completion": "\n".join(steps), "answer": steps[-1]}
-    return {**row, "changes": changes}
+def totals(numbers: Sequence[int]) -> list[str]:
+    """The running totals, modulo BASE, of all but the first."""
+    return [str(sum(numbers[: i + 1]) % BASE) for i in range(1, len(numbers))]
 
 
 def chains(name: str, count: int) -> list[dict[str, Any]]:
-    """So many of them, by a name that says which."""
-    dice = random.Random(name)
-    return [chain(dice) for _ in range(count)]
+    """So many sums with their worked answers, by a name that says which."""
+    dice, rows = random.Random(name), list[dict[str, Any]]()
+    for _ in range(count):
+        numbers = [dice.randrange(BASE) for _ in range(TERMS)]
+        steps = totals(numbers)
+        row = {"prompt": "+".join(map(str, numbers)) + "=", "completion": "\n".join(steps)}
+        rows.append({**row, "answer": steps[-1], "numbers": numbers})
+    return rows
 
 
 def written(seed: int) -> list[dict[str, Any]]:
-    """Worked answers of sloppy writers: a slip is carried on, and a total stays a digit."""
+    """Worked answers of sloppy writers: a slip is carried on to the end."""
     dice, rows = random.Random(f"slips/{seed}"), list[dict[str, Any]]()
     for row in chains(f"written/{seed}", WRITTEN):
-        total, steps = int(row["prompt"][0]), list[str]()
-        for change in row["changes"]:
-            slip = abs(change) >= LARGE and dice.random() < SLIPS
-            total = min(9, max(0, total + change - slip * (1 if change > 0 else -1)))
-            steps.append(str(total))
-        rows.append({"prompt": row["prompt"], "completion": "\n".join(steps)})
+        first, *others = row["numbers"]
+        seen = [n - (n >= LARGE and dice.random() < SLIPS) for n in others]
+        rows.append({"prompt": row["prompt"], "completion": "\n".join(totals([first, *seen]))})
     return rows
 
 
@@ -124,11 +118,12 @@ def policy_of(seed: int, folder: Path) -> tuple[Sampler, Path]:
     model = imitate(
         folder,
         written(seed),
-        "0123456789+-=\n",
+        "0123456789+=\n",
         seed,
         layers=2,
         hidden=64,
-        max_steps=700,
+        heads=4,
+        max_steps=500,
         prompts_per_step=32,
         learning_rate=4e-3,
     )
@@ -153,9 +148,9 @@ def process_model(seed: int, folder: Path, sampler: Sampler, policy: Path) -> Pa
         seed=seed,
         lr_scheduler_type="cosine",
         device="cpu",
-        max_steps=200,
+        max_steps=500,
         prompts_per_step=32,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
     )
     return train("prm", config, quiet=True).model
 
