@@ -14,6 +14,7 @@ from laurel.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from laurel.measure.judge_records import Judged, PersonVote
+    from laurel.report.exhibit import Exhibit
     from laurel_feedback.statistics.votes import Poll
 
 SOURCES = (
@@ -88,17 +89,10 @@ def run_compare(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, found: Sequence[Judged], source: str, verb: str) -> int:
-    from laurel.cli.tabular import prepare_output_file, to_json_value
-    from laurel.core.files import write_atomic
     from laurel.measure.judge_card import card
     from laurel.report.judge_card import exhibit
 
-    prepare_output_file("--html", args.html, (".html", ".htm"))
-    printed = args.json is not None and str(args.json) == "-"
-    if not printed:
-        prepare_output_file("--json", args.json, (".json",))
-    if args.labels is not None and args.labels < 2:
-        raise UsageError("two items are the least.", where="--labels", fix="Give 50 or more.")
+    _check(args)
     if args.votes:
         found = _voted(args.votes, found)
     cards = [
@@ -107,14 +101,7 @@ def _run(args: argparse.Namespace, found: Sequence[Judged], source: str, verb: s
     ]
     name = Path(source).name or source
     shown = exhibit(cards, name, whole=False)
-    written = json.dumps(to_json_value(shown.data), ensure_ascii=False, allow_nan=False, indent=2)
-    if printed:
-        print(written)
-    else:
-        _print(shown)
-        if args.json is not None:
-            write_atomic(args.json, written + "\n")
-            print(f"written: {args.json}", file=sys.stderr)
+    _tell(args, shown)
     if args.html is not None:
         from laurel.report.exhibit_page import write_page
 
@@ -125,6 +112,32 @@ def _run(args: argparse.Namespace, found: Sequence[Judged], source: str, verb: s
     return 0
 
 
+def _check(args: argparse.Namespace) -> None:
+    """UsageError for what cannot be written or drawn."""
+    from laurel.cli.tabular import prepare_output_file
+
+    prepare_output_file("--html", args.html, (".html", ".htm"))
+    if str(args.json) != "-":
+        prepare_output_file("--json", args.json, (".json",))
+    if args.labels is not None and args.labels < 2:
+        raise UsageError("two items are the least.", where="--labels", fix="Give 50 or more.")
+
+
+def _tell(args: argparse.Namespace, shown: Exhibit) -> None:
+    """Print the tables, or the figures; write the figures where they are asked for."""
+    from laurel.cli.tabular import to_json_value
+    from laurel.core.files import write_atomic
+
+    written = json.dumps(to_json_value(shown.data), ensure_ascii=False, allow_nan=False, indent=2)
+    if str(args.json) == "-":
+        print(written)
+        return
+    _print(shown)
+    if args.json is not None:
+        write_atomic(args.json, written + "\n")
+        print(f"written: {args.json}", file=sys.stderr)
+
+
 def _asked(args: argparse.Namespace) -> str:
     """The options that make the page again."""
     options = {"judges": args.judges, "labels": args.labels, "seed": args.seed}
@@ -132,7 +145,7 @@ def _asked(args: argparse.Namespace) -> str:
     return "".join(words) + (f" --votes {Path(args.votes).name}" if args.votes else "")
 
 
-def _print(shown: Any) -> None:
+def _print(shown: Exhibit) -> None:
     """Tables of at most 100 columns."""
     from rich.console import Console
 
@@ -149,7 +162,14 @@ def _chosen(found: Sequence[Judged], asked: str) -> list[tuple[Judged, list[str]
         if name not in known:
             where, fix = "--judges", nearest(name, known)
             raise UsageError(f"there is no judge `{name}`.", where=where, fix=fix)
-    return [(one, [n for n in names or one.judges if n in one.judges]) for one in found]
+    chosen = [(one, [n for n in names or one.judges if n in one.judges]) for one in found]
+    if not any(judges for _, judges in chosen):
+        raise UsageError(
+            "there are votes of people here, and no verdicts of a judge.",
+            where=", ".join(one.name for one in found),
+            fix="Give them as --votes beside verdicts on the same items.",
+        )
+    return [(one, judges) for one, judges in chosen if judges]
 
 
 def read_source(name: str) -> list[Judged]:

@@ -19,11 +19,19 @@ VERBS: dict[str, tuple[str, str]] = {
         "laurel.cli.pipeline",
         "SFT, answers, preferences, reward model, reinforcement, comparison: one resumable plan",
     ),
+    "constitution": (
+        "laurel.cli.constitution",
+        "a policy from principles in words: critiques, revisions, preferences of a judge, RL",
+    ),
     "eval": (
         "laurel.cli.eval",
         "how good a model is: greedy accuracy, pass@k, majority@k, with intervals",
     ),
     "sample": ("laurel.cli.eval", "what a model says to a prompt"),
+    "choose": (
+        "laurel.cli.choose",
+        "the best of several answers, or their vote: best-of-n, self-consistency, search, curves",
+    ),
     "serve": (
         "laurel.cli.serve",
         "a model for other programs: OpenAI's and vLLM's wire on this machine",

@@ -33,7 +33,12 @@ BROKEN = (500, 502, 504)
 
 
 class ServerDown(LaurelError):
-    """A server does not answer, or not in JSON: another one may take its place."""
+    """A server does not answer, or not in JSON: another one may take its place.
+
+    lives: it answered, if with a failure of its own.
+    """
+
+    lives = False
 
 
 class ServerTimeout(ServerDown):
@@ -162,7 +167,7 @@ class Wire:
         while True:
             try:
                 status, data, after = await self._once(url + path, body, room)
-                check_status(status, data, url + path, after)
+                check_status(status, data, url + path, after, self.key)
                 return None if plain else read_answer(data, url + path)
             except ServerDown as error:
                 if isinstance(error, ServerBusy):
@@ -226,16 +231,19 @@ def seconds_of(header: str | None) -> float:
     return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0.0
 
 
-def check_status(status: int, data: bytes, where: str, after: float = 0.0) -> None:
+def check_status(status: int, data: bytes, where: str, after: float = 0.0, key: str = KEY) -> None:
     """The error that the status of an answer is, if it is one."""
     if status in BUSY:
         error = ServerBusy(f"it is busy (HTTP {status}): {said(data)}", where=where)
         error.after = after
         raise error
     if status in BROKEN:
-        raise ServerDown(f"it failed (HTTP {status}): {said(data)}", where=where)
+        broken = ServerDown(f"it failed (HTTP {status}): {said(data)}", where=where)
+        # the others are a gateway's words about a server behind it
+        broken.lives = status == 500
+        raise broken
     if status == 401:
-        fix = f"Its API key is read from the environment variable {KEY}."
+        fix = f"Its API key is read from the environment variable {key}."
         raise UsageError(f"it refuses (HTTP {status}): {said(data)}", where=where, fix=fix)
     if status // 100 != 2:
         raise refusal(status, f"it refuses (HTTP {status}): {said(data)}", where)

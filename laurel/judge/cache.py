@@ -47,7 +47,7 @@ class Cache:
 
     def put(self, key: str, body: Any) -> None:
         """Keep an answer; it is on disk when this returns."""
-        text = json.dumps(body, ensure_ascii=False)
+        text = json.dumps(body)  # ASCII: half a surrogate pair is no UTF-8
         try:
             with self.guard, self.base:
                 self.base.execute("INSERT OR REPLACE INTO answer VALUES (?, ?)", (key, text))

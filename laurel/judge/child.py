@@ -15,6 +15,16 @@ from laurel.core.errors import LaurelError
 
 SECONDS = 300.0
 """In which a model is loaded."""
+CHILD = """
+import os, runpy, sys, threading
+def end():
+    sys.stdin.buffer.read()
+    os._exit(0)
+threading.Thread(target=end, daemon=True).start()
+sys.argv = ["laurel", "serve", sys.argv[1], "--port", "0"]
+runpy.run_module("laurel", run_name="__main__")
+"""
+"""Ends when its input does: with the process that began it, however that ends."""
 LINE = re.compile(r" is served at (http://\S+)/v1")
 
 
@@ -26,9 +36,9 @@ class ModelServer:
         self.log = Path(tempfile.mkstemp(prefix="laurel-judge-", suffix=".log")[1])
         # a file, not a pipe: nobody need read it for the server to go on
         with self.log.open("wb") as out:
-            command = [sys.executable, "-m", "laurel", "serve", folder, "--port", "0"]
+            command = [sys.executable, "-c", CHILD, folder]
             self.process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.PIPE
             )
         self.end = weakref.finalize(self, end_process, self.process, self.log)
         self.url = self.wait_for_url()
@@ -62,6 +72,8 @@ def end_process(process: subprocess.Popen[bytes], log: Path) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
     log.unlink(missing_ok=True)
 
 

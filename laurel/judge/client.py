@@ -2,7 +2,7 @@
 
 A question ends in an answer or in an `error` with its reason; nothing waits without an end. A
 server that is down is waited for, once for all questions, for `patience` seconds; then the run ends
-with an error, and what was answered is in the cache. So is a server that refuses whoever asks.
+with an error, and what was answered is in the cache. So does it where one refuses whoever asks.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from laurel.core.errors import LaurelError
-from laurel.core.http import ServerDown, ServerRefusal, ServerTimeout, Wire
+from laurel.core.http import ServerDown, ServerRefusal, Wire
 from laurel.judge.cache import Cache, cache_key
 from laurel.judge.options import JudgeConfig
+from laurel.judge.reading import without_halves
 
 PROBE = 5.0
 """Seconds in which a server that lives says so."""
 OWN_FAULT = (400, 413, 422)
 """Statuses that are about one question, not about who asks."""
+HOPELESS = 16
+"""Questions in vain, and none that was answered, after which no more are asked."""
 LONGER = "Give it more time with `timeout`, or ask less at once with `concurrency`."
 Watch = Callable[[int], None]
 
@@ -41,13 +44,15 @@ class Request:
 class Reply:
     """The first choice of an answer; or `error`, why there is none.
 
-    tokens: read and written. cached: it was known before.
+    tokens: read and written. cached: it was known before. refused: the server will not answer this
+    question, however often it is asked.
     """
 
     choice: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tokens: tuple[int, int] = (0, 0)
     error: str = ""
     cached: bool = False
+    refused: bool = False
 
     @property
     def text(self) -> str:
@@ -58,7 +63,7 @@ class Reply:
             if isinstance(message, dict)
             else self.choice.get("text")
         )
-        return found if isinstance(found, str) else ""
+        return without_halves(found) if isinstance(found, str) else ""
 
     @property
     def finish(self) -> str:
@@ -108,6 +113,11 @@ class Client:
         self.spending = Spending()
         self.path = "/v1/chat/completions" if config.api == "chat" else "/v1/completions"
         self.next_start = 0.0
+        self.answered = self.failed = 0
+        # of the client, not of a call: several threads may ask
+        self.places = asyncio.Semaphore(config.concurrency)
+        self.waiting = asyncio.Lock()
+        self.starting = asyncio.Lock()
 
     def close(self) -> None:
         """End the connections."""
@@ -118,14 +128,24 @@ class Client:
         return self.wire.run(self._ask_all(requests, watch or (lambda _: None)))
 
     def fetch(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """What the server says to something else than a question."""
+        """What the server says to something else than a question; None where it does not say.
+
+        It is waited for as for a question.
+        """
         self.url = self.url or self.start()
-        return self.wire.run(self.wire.call(self.url, path, body, seconds=self.config.timeout))
+        return self.wire.run(self._fetch(path, body))
+
+    async def _fetch(self, path: str, body: Mapping[str, Any] | None) -> Any:
+        for _ in range(2):
+            try:
+                return await self.wire.call(self.url, path, body, seconds=self.config.timeout)
+            except ServerRefusal:
+                return None
+            except ServerDown as error:
+                await self._until_alive(error)
+        return None
 
     async def _ask_all(self, requests: Sequence[Request], watch: Watch) -> list[Reply]:
-        self.places = asyncio.Semaphore(self.config.concurrency)
-        self.waiting = asyncio.Lock()
-        self.starting = asyncio.Lock()
         keys = [self.key(request) for request in requests]
         # the same question twice is asked once: the second waits for the first
         first = dict(zip(keys, requests, strict=True))
@@ -149,7 +169,7 @@ class Client:
             model=self.identity,
             path=self.path,
             prompt=request.prompt_version,
-            body=dict(request.body),
+            body={**request.body, **self.config.extra_body},
             seed=request.seed,
             repeat=request.repeat,
         )
@@ -161,11 +181,21 @@ class Client:
         else:
             async with self.places:
                 reply = await self._until_answered(request)
+            self._count(reply)
             if not reply.error:
                 self.cache.put(key, {"choice": reply.choice, "tokens": list(reply.tokens)})
         self.spending.add(reply)
         watch(count)
         return reply
+
+    def _count(self, reply: Reply) -> None:
+        """LaurelError where this server has answered nothing of much that it was asked."""
+        self.answered += not reply.error
+        self.failed += bool(reply.error)
+        if self.answered == 0 and self.failed >= HOPELESS:
+            what = f"it answered none of {self.failed} questions. The last: {reply.error}"
+            fix = f"Does it know the model `{self.config.model}`, and take such requests?"
+            raise LaurelError(what, where=self.url, fix=fix)
 
     async def _until_answered(self, request: Request) -> Reply:
         """One question, asked again up to `retries` times."""
@@ -184,10 +214,9 @@ class Client:
             except ServerRefusal as error:
                 if error.status not in OWN_FAULT:
                     raise
-                return Reply(error=error.what)
-            except ServerTimeout as error:
-                reason = error.what
+                return Reply(error=error.what, refused=True)
             except ServerDown as error:
+                # one that is silent to everything hangs: no need to learn it from each question
                 await self._until_alive(error)
                 reason = error.what
             except Unreadable as error:
@@ -222,9 +251,10 @@ class Client:
     async def _alive(self) -> bool:
         """Does the server answer anything?"""
         try:
-            await self.wire.call(self.url, "/v1/models", seconds=PROBE)
-        except ServerDown:
-            return False
+            await self.wire.call(self.url, "/v1/models", seconds=PROBE, plain=True)
+        except ServerDown as error:
+            # some cannot list their models, and answer all the same
+            return error.lives
         except LaurelError:
             return True
         return True

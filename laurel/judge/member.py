@@ -8,12 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from laurel.core.errors import LaurelError
-from laurel.core.http import ServerDown
 from laurel.judge.cache import Cache, cache_key
 from laurel.judge.child import ModelServer, digest_of_folder
 from laurel.judge.client import Client, Reply, Request, Watch
 from laurel.judge.options import Criterion, JudgeConfig
-from laurel.judge.reading import first_tokens, label_position, label_shares, read_label, read_number
+from laurel.judge.reading import (
+    first_tokens,
+    label_position,
+    label_shares,
+    mapping,
+    read_label,
+    read_number,
+)
 from laurel.judge.template import Prompt, as_text, fill, load_prompt
 from laurel.judge.verdict import (
     ABSTAIN,
@@ -33,6 +39,8 @@ TOP = 20
 IDS, LIKELIEST, SAMPLES = "logprob_token_ids", "top_logprobs", "samples"
 """How sure a judge is, from the best way to the one that every server has."""
 ANSWER = "Verdict:"
+PROBES = 8
+"""Questions by which it is found out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,7 @@ class Member:
         identity = digest_of_folder(config.model) if local else config.model
         self.client = Client(config, self.start, identity, cache)
         self.way = ""
+        self.settled = False
         self.label_ids: tuple[int, ...] = ()
 
     def start(self) -> str:
@@ -76,8 +85,8 @@ class Member:
         """A verdict on each question."""
         if not questions:
             return []
-        if self.config.label == "logprobs" and not self.way:
-            self.choose_way(questions[0])
+        if self.config.label == "logprobs" and not self.settled:
+            self.choose_way(questions)
         sampled = self.config.label == "samples" or self.way == SAMPLES
         each = self.config.num_samples if sampled else 1
         requests = [
@@ -136,10 +145,11 @@ class Member:
             fields |= {"max_tokens": 1, "temperature": 1.0}
         return {**fields, "logprob_token_ids": list(self.label_ids)} if self.way == IDS else fields
 
-    def choose_way(self, question: Question) -> None:
-        """The best way in which this server says how sure it is, tried with the first question.
+    def choose_way(self, questions: Sequence[Question]) -> None:
+        """The best way in which this server says how sure it is, tried with the first questions.
 
-        It is kept with the answers: a later run asks in the same way.
+        It is kept with the answers: a later run asks in the same way. Where the server answers none
+        of them, the way stays open.
         """
         key = cache_key(
             model=self.client.identity, way=list(self.labels), config=self.config.model_dump()
@@ -147,17 +157,30 @@ class Member:
         known = self.cache.get(key)
         if known is not None:
             self.way, self.label_ids = known["way"], tuple(known["ids"])
+            self.settled = True
             return
         ids = () if self.config.reasoning else self.find_label_ids()
-        for way in (IDS, LIKELIEST, SAMPLES) if ids else (LIKELIEST, SAMPLES):
-            self.way, self.label_ids = way, ids
-            if way == SAMPLES:
-                break
+        self.label_ids = ids
+        ways = [IDS, LIKELIEST, SAMPLES] if ids else [LIKELIEST, SAMPLES]
+        # a question may fail, or be refused for itself: that says nothing of the fields
+        for question in questions[:PROBES]:
+            if self.try_ways(question, ways):
+                self.cache.put(key, {"way": self.way, "ids": list(ids)})
+                self.settled = True
+                return
+        self.way = ways[0]
+
+    def try_ways(self, question: Question, ways: Sequence[str]) -> bool:
+        """Take the first of these ways in which the server answers the question; is there one?"""
+        for way in ways:
+            self.way = way
             (reply,) = self.client.ask([self.request(question)])
             # a server that knows no such field refuses it, or leaves it out
-            if not reply.error and first_tokens(reply.choice) is not None:
-                break
-        self.cache.put(key, {"way": self.way, "ids": list(self.label_ids)})
+            if reply.error and not reply.refused:
+                return False
+            if not reply.error and (way == SAMPLES or first_tokens(reply.choice) is not None):
+                return True
+        return False
 
     def find_label_ids(self) -> tuple[int, ...]:
         """The ids of the labels; empty where the server does not say, or one is no single token.
@@ -178,13 +201,7 @@ class Member:
     def tokenize(self, text: str) -> list[int] | None:
         """The ids of a text by itself; None where the server does not say."""
         body = {"prompt": text, "add_special_tokens": False}
-        try:
-            answer = self.client.fetch("/tokenize", body)
-        except ServerDown:
-            raise
-        except LaurelError:
-            return None
-        ids: Any = cast("dict[str, Any]", answer).get("tokens") if answer else None
+        ids = mapping(self.client.fetch("/tokenize", body)).get("tokens")
         fine = isinstance(ids, list) and all(isinstance(one, int) for one in cast("list[Any]", ids))
         return cast("list[int]", ids) if fine else None
 

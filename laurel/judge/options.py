@@ -160,8 +160,9 @@ def make_judge(values: Mapping[str, Any], where: str) -> JudgeConfig:
     if isinstance(given.get("panel"), list):
         names = cast("list[Any]", given["panel"])
         given["panel"] = [str(root / str(name)) for name in names]
-    if given.get("url") is None and (root / str(given.get("model", ""))).is_dir():
-        given["model"] = str(root / str(given["model"]))
+    model = given.get("model")
+    if given.get("url") is None and model and (root / str(model)).is_dir():
+        given["model"] = str(root / str(model))
     config = build_config(given, JudgeConfig, where=where)
     check_judge(config, where)
     return config

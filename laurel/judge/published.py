@@ -131,6 +131,10 @@ WINNERS = {
 }
 
 
+BATTLES = "battles"
+"""The name of a source without turns, until its file gives it one."""
+
+
 def read_battles(records: Iterable[Record], judges: Mapping[str, str]) -> list[Judged]:
     """MT-Bench's and Chatbot Arena's rows: model_a, model_b, winner, judge; turn, question_id.
 
@@ -142,19 +146,8 @@ def read_battles(records: Iterable[Record], judges: Mapping[str, str]) -> list[J
     left_out = Counter[str]()
     for where, row in records:
         turn = str(row.get("turn", "")) if "conversation_a" not in row else ""
-        source = turns.setdefault(turn, Gathered(f"turn {turn}" if turn else "battles"))
-        one, two = (text_of(row, column, where) for column in ("model_a", "model_b"))
-        status = named(text_of(row, "winner", where), WINNERS, "winner", where)
-        first, second, label = in_alphabetical_order(
-            one, two, "tie" if status == "inconsistent" else status
-        )
-        question = text_of(row, "question_id", where)
-        item = JudgedItem(
-            f"{question}/{turn}:{first}:{second}" if turn else f"{question}:{first}:{second}",
-            question,
-            (first, second),
-            _conversation_lengths(row, first == one),
-        )
+        source = turns.setdefault(turn, Gathered(f"turn {turn}" if turn else BATTLES))
+        item, label, status = _battle(row, turn, where)
         known = source.item(item, where)
         who = text_of(row, "judge", where)
         if AUTHORS.match(who):
@@ -162,11 +155,23 @@ def read_battles(records: Iterable[Record], judges: Mapping[str, str]) -> list[J
         elif PEOPLE.match(who):
             source.votes.append(PersonVote(known, who, label))
         else:
-            final = "inconsistent" if status == "inconsistent" else label
-            source.answer(judges.get(who, who), known, final)
+            source.answer(judges.get(who, who), known, status)
     for turn, count in left_out.items():
         turns[turn].notes.append(f"{count} votes of the paper's authors are left out.")
     return [turns[turn].judged() for turn in sorted(turns)]
+
+
+def _battle(row: Mapping[str, Any], turn: str, where: str) -> tuple[JudgedItem, str, str]:
+    """The pair of a row, its models in a fixed order; who won, as a label and as a status."""
+    one, two = (text_of(row, column, where) for column in ("model_a", "model_b"))
+    status = named(text_of(row, "winner", where), WINNERS, "winner", where)
+    told = "tie" if status == "inconsistent" else status
+    first, second, label = in_alphabetical_order(one, two, told)
+    question = text_of(row, "question_id", where)
+    place = f"{question}/{turn}" if turn else question
+    lengths = _conversation_lengths(row, first == one)
+    item = JudgedItem(f"{place}:{first}:{second}", question, (first, second), lengths)
+    return item, label, status if status == "inconsistent" else label
 
 
 def _conversation_lengths(row: Mapping[str, Any], straight: bool) -> tuple[int, int] | None:
@@ -203,41 +208,41 @@ def read_fastchat(records: Iterable[Record]) -> list[Judged]:
             None,
         )
         known = source.item(item, where)
-        told: Any = row.get("judge") or "judge"
-        name = told if isinstance(told, str) else str(told[0])
-        labels = {one: "a" if first == one else "b", two: "b" if first == one else "a"}
-        words = {"model_1": labels[one], "model_2": labels[two], "tie": "tie", "error": "invalid"}
-        for game, shown in (("g1", one), ("g2", two)):
-            column = f"{game}_winner"
-            status = named(text_of(row, column, where), words, column, where)
-            if status == "invalid" and row.get(f"{game}_judgment") in ("$ERROR$", None):
-                status = "error"
-            order = (0, 1) if first == shown else (1, 0)
-            source.answer(name, known, status, order=order)
+        _both_games(source, known, row, first == one, where)
     return [turns[turn].judged() for turn in sorted(turns)]
 
 
+def _both_games(
+    source: Gathered,
+    item: str,
+    row: Mapping[str, Any],
+    is_a: bool,
+    where: str,
+) -> None:
+    """The answers of both games. is_a: is model_1 the item's first model?"""
+    told: Any = row.get("judge") or "judge"
+    name = told if isinstance(told, str) else str(told[0])
+    words = {"model_1": "a" if is_a else "b", "model_2": "b" if is_a else "a"}
+    words |= {"tie": "tie", "error": "invalid"}
+    for game, a_first in (("g1", is_a), ("g2", not is_a)):
+        column = f"{game}_winner"
+        status = named(text_of(row, column, where), words, column, where)
+        if status == "invalid" and row.get(f"{game}_judgment") in ("$ERROR$", None):
+            status = "error"
+        source.answer(name, item, status, order=(0, 1) if a_first else (1, 0))
+
+
 def read_alpaca(records: Sequence[Record]) -> list[Judged]:
-    """AlpacaEval's annotations.json: a verdict a row, the order shown not told.
+    """AlpacaEval's annotations.json: a verdict a row, each asked in one order drawn for it.
 
     preference: 1 the first, 2 the second, 1.5 or 0 a draw, a number between of annotators that
-    weigh by log-probability (P(first) = 2 - preference); null where there is none. A row with an
+    weigh by log-probability (P(first) = 2 - preference); null where there is none. The order is
+    known where referenced_models tells which output was m, the one shown first. A row with an
     annotator_index is a person's vote.
     """
     source = Gathered("AlpacaEval")
     for where, row in records:
-        outputs = [row.get("output_1"), row.get("output_2")]
-        one, two = (str(row.get(f"generator_{k}") or "") for k in (1, 2))
-        instruction = text_of(row, "instruction", where)
-        whole = all(isinstance(output, str) for output in outputs)
-        name = ":".join((digest(instruction), one or digest(str(outputs[0])), two))
-        item = JudgedItem(
-            name if two else f"{name}{digest(str(outputs[1]))}",
-            digest(instruction),
-            (one, two),
-            (len(str(outputs[0])), len(str(outputs[1]))) if whole else None,
-            identical=whole and outputs[0] == outputs[1],
-        )
+        item = _alpaca_item(row, where)
         known = source.item(item, where)
         status, chance = _alpaca_status(row, where)
         person = row.get("annotator_index")
@@ -248,8 +253,34 @@ def read_alpaca(records: Sequence[Record]) -> list[Judged]:
         price = row.get("price_per_example")
         cost = float(price) if isinstance(price, int | float) else None
         annotator = str(row.get("annotator") or "annotator")
-        source.answer(annotator, known, status, chance=chance, cost=cost)
+        order = _alpaca_order(row)
+        source.answer(annotator, known, status, order=order, chance=chance, cost=cost)
     return [source.judged()]
+
+
+def _alpaca_item(row: Mapping[str, Any], where: str) -> JudgedItem:
+    """The pair of a row: its instruction, who answered, and how long."""
+    outputs = [row.get("output_1"), row.get("output_2")]
+    one, two = (str(row.get(f"generator_{k}") or "") for k in (1, 2))
+    prompt = digest(text_of(row, "instruction", where))
+    whole = all(isinstance(output, str) for output in outputs)
+    names = [name or digest(str(said)) for name, said in zip((one, two), outputs, strict=True)]
+    return JudgedItem(
+        ":".join((prompt, *names)),
+        prompt,
+        (one, two),
+        (len(str(outputs[0])), len(str(outputs[1]))) if whole else None,
+        identical=whole and outputs[0] == outputs[1],
+    )
+
+
+def _alpaca_order(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Which output was shown first, as `m`; None where the row does not tell."""
+    shown: Any = row.get("referenced_models")
+    for first, order in (("output_1", (0, 1)), ("output_2", (1, 0))):
+        if shown in ({"m": first}, {"m": first, "M": "output_1"}, {"m": first, "M": "output_2"}):
+            return order
+    return None
 
 
 def _alpaca_status(row: Mapping[str, Any], where: str) -> tuple[str, float | None]:

@@ -15,6 +15,7 @@ from laurel.core.files import read_json
 from laurel.data.csv_table import Record
 from laurel.data.read import SUFFIXES, read_records, suffix_of
 from laurel.judge.published import (
+    BATTLES,
     MTBENCH,
     Gathered,
     digest,
@@ -91,7 +92,7 @@ def _file(path: Path) -> list[Judged]:
 def _named(path: Path, sources: list[Judged]) -> list[Judged]:
     """Sources by the name of the file that they come from."""
     return [
-        replace(one, name=path.stem if one.name == "battles" else f"{path.stem}, {one.name}")
+        replace(one, name=path.stem if one.name == BATTLES else f"{path.stem}, {one.name}")
         for one in sources
     ]
 

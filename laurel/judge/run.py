@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -100,29 +101,11 @@ def write_judged(folder: Path, judge: Judge, found: Judged, how: HowToRun) -> di
     write_rows(
         folder / VERDICTS, [as_row(one.id, verdict) for one in every for verdict in one.verdicts]
     )
-    facts: dict[str, Any] = {"judges": judge.names, "how_sure": judge.ways}
-    if found.pairs:
-        pairs = [one.pair for one in found.pairs]
-        rows, count = preference_rows(pairs, found.judgements, ties=how.ties)
-        write_rows(folder / PREFERENCES, rows)
-        write_rows(
-            folder / JUDGEMENTS,
-            [
-                pair_row(drawn, judged)
-                for drawn, judged in zip(found.pairs, found.judgements, strict=True)
-            ],
-        )
-        facts |= {"pairs": len(pairs), "preferences": len(rows), "statuses": dict(count)}
-    else:
-        rows = [
-            score_row(item, judged)
-            for item, judged in zip(found.items, found.judgements, strict=True)
-        ]
-        write_rows(folder / SCORES, rows)
-        statuses = [judged.status for judged in found.judgements]
-        facts["statuses"] = {status: statuses.count(status) for status in sorted(set(statuses))}
-        facts["responses"] = len(rows)
-    facts |= {
+    write = write_pairs if found.pairs else write_scores
+    facts: dict[str, Any] = {
+        "judges": judge.names,
+        "how_sure": judge.ways,
+        **write(folder, found, how),
         "left_out": len(found.left_out),
         "asked_twice": len(found.again),
         "tokens": total_tokens(every),
@@ -130,6 +113,24 @@ def write_judged(folder: Path, judge: Judge, found: Judged, how: HowToRun) -> di
     }
     write_atomic(folder / SUMMARY, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return facts
+
+
+def write_pairs(folder: Path, found: Judged, how: HowToRun) -> dict[str, Any]:
+    """What was said of pairs, and the preferences that come of it; returns the counts."""
+    pairs = [one.pair for one in found.pairs]
+    rows, count = preference_rows(pairs, found.judgements, ties=how.ties)
+    write_rows(folder / PREFERENCES, rows)
+    judged = zip(found.pairs, found.judgements, strict=True)
+    write_rows(folder / JUDGEMENTS, [pair_row(drawn, one) for drawn, one in judged])
+    return {"pairs": len(pairs), "preferences": len(rows), "statuses": dict(count)}
+
+
+def write_scores(folder: Path, found: Judged, how: HowToRun) -> dict[str, Any]:
+    """The scores of single responses; returns the counts."""
+    judged = zip(found.items, found.judgements, strict=True)
+    write_rows(folder / SCORES, [score_row(item, one) for item, one in judged])
+    statuses = Counter(one.status for one in found.judgements)
+    return {"responses": len(found.items), "statuses": dict(sorted(statuses.items()))}
 
 
 def total_tokens(every: Sequence[Judgement]) -> list[int]:
@@ -185,4 +186,12 @@ def score_row(item: Item, judged: Judgement) -> dict[str, Any]:
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """JSON lines, whole or not at all."""
     with atomic_file(path) as file:
-        file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
+        file.writelines(json_line(row) for row in rows)
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """A row as UTF-8; half a surrogate pair, which is none, as it is escaped."""
+    try:
+        return f"{json.dumps(row, ensure_ascii=False)}\n".encode()
+    except UnicodeEncodeError:
+        return f"{json.dumps(row)}\n".encode()

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from laurel.core.errors import UsageError
 from laurel.core.files import read_yaml
+from laurel.judge.reading import without_halves
 from laurel.judge.verdict import TIE, A, B
 
 SHIPPED = Path(__file__).parent / "prompts"
@@ -29,9 +30,15 @@ PLACE = re.compile(r"\{(\w+)\}")
 FENCED = ("prompt", "first", "second", "response", "reference", "principle")
 """Places for data; the others are filled by laurel."""
 PLACES = (*FENCED, "question", "choices", "low", "high")
-TURN_MARK = re.compile(
-    r"(<|\[)(?=\||\uff5c|/?s>|/?INST\]|/?(?:start|end)_of_turn>|/?(?:bos|eos|pad|unk)>)"
+ANGLED = (
+    r"\||\uff5c|\w+\||/?(?:s|bos|eos|pad|unk|mask|sep|cls|[es]o[a-z])>|/?(?:start|end|begin)_of_\w+>"
+    r"|\w*_(?:TOKEN|token)>|(?:unused|extra_id_|reserved_|SPECIAL_)\w*>|seed:\w+>"
 )
+SQUARE = (
+    r"\||/?(?:INST|IMG|ARGS|CALLS?|TOOLS?|RESULTS?|CLS|SEP|[gs]?MASK|PAD|UNK|BOS|EOS|[A-Z]+_[A-Z_\d]+)\]"
+    r"|e~\["
+)
+TURN_MARK = re.compile(rf"(<(?={ANGLED})|\[(?={SQUARE})|\](?=~))")
 """Where `<|im_end|>`, `</s>`, `[/INST]`, `<end_of_turn>` and their like are broken by a space."""
 
 
@@ -137,7 +144,7 @@ def fence_code(texts: Sequence[str]) -> str:
     joined = "\0".join(texts)
     turn = 0
     while True:
-        code = hashlib.sha256(f"{turn}\0{joined}".encode()).hexdigest()[:8]
+        code = hashlib.sha256(f"{turn}\0{joined}".encode("utf-8", "surrogatepass")).hexdigest()[:8]
         if code not in joined:
             return code
         turn += 1
@@ -149,8 +156,11 @@ def fenced(text: str, name: str, code: str) -> str:
 
 
 def safe(text: str) -> str:
-    """The text with the marks of chat templates broken up by a space, otherwise as it is."""
-    return TURN_MARK.sub(r"\1 ", text).replace("\0", " ")
+    """The text with the marks of chat templates broken up by a space, otherwise as it is.
+
+    What no server reads, NUL and half a surrogate pair, is replaced.
+    """
+    return TURN_MARK.sub(r"\1 ", without_halves(text)).replace("\0", " ")
 
 
 def as_text(messages: Sequence[Mapping[str, str]], prefix: str) -> str:

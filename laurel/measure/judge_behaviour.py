@@ -227,7 +227,7 @@ def self_preference(judged: Judged, name: str, labels: Mapping[str, str]) -> Agr
 
 
 def last_words(judged: Judged, name: str) -> dict[str, str]:
-    """The judge's last word on each item that it was asked about; what was asked again is left out."""
+    """The judge's last word on each item, from the first time that it was asked."""
     asked = by_item(judged.judges[name])
     return {
         item: final_status(answer.status for answer in first_asked(given))

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,14 @@ from laurel.measure.judge_behaviour import (
     told_consistency,
     total_cost,
 )
-from laurel.measure.judge_records import WORTH, Judged, JudgedItem, as_labels, majority
+from laurel.measure.judge_records import (
+    WORTH,
+    JudgeAnswer,
+    Judged,
+    JudgedItem,
+    as_labels,
+    majority,
+)
 from laurel.measure.judging import PPI, leave_one_out, mcnemar_exact
 from laurel.measure.length_control import length_controlled
 
@@ -203,31 +211,16 @@ def judge_card(
     judged: Judged, name: str, labels: Mapping[str, str], drawn: Sequence[str]
 ) -> JudgeCard:
     """One judge; labels: its last words with inconsistent as a tie. See `JudgeCard`."""
-    answers, final = judged.judges[name], last_words(judged, name)
-    swap, first = (
-        swap_bias(answers, judged_prompt(judged)),
-        first_slot_bias(answers, judged_prompt(judged)),
-    )
-    swapped = None if swap is None else swap.inconsistent
+    answers = judged.judges[name]
     rho, tau = correlations(judged, labels)
     rates, slope = win_rates(judged, labels, drawn)
     read, written, cost = total_cost(answers)
-    one_order = "no item has valid answers in both orders"
     return JudgeCard(
         name=name,
         answers=dict(Counter(answer.status for answer in answers)),
-        items=dict(Counter(final.values())),
+        items=dict(Counter(last_words(judged, name).values())),
         parse=parse_rate(judged, answers),
-        consistency=told_consistency(judged, answers)
-        if swap is None
-        else known(swap.consistency, one_order),
-        first_slot=known(
-            None if first is None else first.share, "no decided answer of known order"
-        ),
-        first_slot_p=None if first is None else first.p,
-        second_thoughts=known(
-            None if swapped is None else swapped.share, "no pair names two winners"
-        ),
+        **_by_order(judged, answers),
         repeat_flips=flips(judged, answers, swapped=False),
         swap_flips=flips(judged, answers, swapped=True),
         identical=identical_even(judged, answers),
@@ -247,12 +240,28 @@ def judge_card(
     )
 
 
+def _by_order(judged: Judged, answers: Sequence[JudgeAnswer]) -> dict[str, Any]:
+    """How far the order of showing decides: consistency, first_slot with p, second_thoughts."""
+    swap = swap_bias(answers, judged_prompt(judged))
+    first = first_slot_bias(answers, judged_prompt(judged))
+    told = told_consistency(judged, answers)
+    both = "no item has valid answers in both orders"
+    changed = None if swap is None or swap.inconsistent is None else swap.inconsistent.share
+    share = None if first is None else first.share
+    return {
+        "consistency": told if swap is None else known(swap.consistency, both),
+        "first_slot": known(share, "no decided answer of known order"),
+        "first_slot_p": None if first is None else first.p,
+        "second_thoughts": known(changed, "no pair names two winners"),
+    }
+
+
 def judged_prompt(judged: Judged) -> Callable[[str], str]:
     """An item -> its prompt."""
     return lambda item: judged.items[item].prompt
 
 
-def _with_people(judged: Judged, labels: Mapping[str, str]) -> dict[str, Agreement]:
+def _with_people(judged: Judged, labels: Mapping[str, str]) -> dict[str, Any]:
     """A judge's agreement with people, by item."""
     verdicts = {item: [label] for item, label in labels.items()}
     cluster = judged_prompt(judged)
@@ -311,9 +320,7 @@ def win_rates(
     """Each system's win rates, best first by the judge, and the weight of length in logits."""
     pairs = {item: one.models for item, one in judged.items.items() if all(one.models)}
     names = sorted({name for item in labels if item in pairs for name in pairs[item]})
-    rated = {item: pairs[item] for item in drawn if item in pairs}
-    rest = {item: pairs[item] for item in labels if item in pairs and item not in rated}
-    corrected = corrected_win_rates(rated, rest, judged.ballots, labels)
+    corrected = _corrected_rates(judged, labels, pairs, drawn)
     controlled, slope = equal_lengths(judged, labels)
     single = {item: [label] for item, label in labels.items()}
     rates = {
@@ -331,6 +338,18 @@ def win_rates(
     }
     order = sorted(rates, key=lambda name: (-(rates[name].plain.value or 0.0), name))
     return {name: rates[name] for name in order}, slope
+
+
+def _corrected_rates(
+    judged: Judged,
+    labels: Mapping[str, str],
+    pairs: Mapping[str, tuple[str, str]],
+    drawn: Sequence[str],
+) -> dict[str, PPI]:
+    """Prediction-powered win rates from the votes on the drawn items."""
+    rated = {item: pairs[item] for item in drawn if item in pairs}
+    rest = {item: pairs[item] for item in labels if item in pairs and item not in rated}
+    return corrected_win_rates(rated, rest, judged.ballots, labels)
 
 
 def _unknown(reason: str) -> Agreement:
@@ -420,22 +439,24 @@ def pair_of_judges(
         nothing = _unknown("the two have no item in common")
         return PairOfJudges(first, second, nothing, nothing, None, None, None, nothing.reason)
     prompts = judged.prompts(both)
-    same = share_of_hits([float(own[i] == other[i]) for i in both], prompts, "")
-    kappa = cohen_kappa(
-        [own[i] for i in both],
-        [other[i] for i in both],
-        categories=list(LABELS),
-        clusters=prompts,
-    )
-    truth = {i: best for i in both if (best := truth_of(judged, i)) is not None}
+    mine, theirs = [own[i] for i in both], [other[i] for i in both]
+    equal = [float(x == y) for x, y in zip(mine, theirs, strict=True)]
+    same = share_of_hits(equal, prompts, "")
+    kappa = cohen_kappa(mine, theirs, categories=list(LABELS), clusters=prompts)
+    return PairOfJudges(first, second, same, kappa, *right_alone(judged, own, other, both))
+
+
+def right_alone(
+    judged: Judged, own: Mapping[str, str], other: Mapping[str, str], both: Sequence[str]
+) -> tuple[int | None, int | None, float | None, str]:
+    """How often each of two judges alone agrees with the truth, exact p, and why not."""
+    truth = {item: best for item in both if (best := truth_of(judged, item)) is not None}
     if not truth:
-        reason = "no common item has gold or a majority of people"
-        return PairOfJudges(first, second, same, kappa, None, None, None, reason)
-    only_first = sum(own[i] == best != other[i] for i, best in truth.items())
-    only_second = sum(other[i] == best != own[i] for i, best in truth.items())
-    p = mcnemar_exact(only_first, only_second)
-    reason = "" if p is not None else "the two are never right on different items"
-    return PairOfJudges(first, second, same, kappa, only_first, only_second, p, reason)
+        return None, None, None, "no common item has gold or a majority of people"
+    first = sum(own[item] == best != other[item] for item, best in truth.items())
+    second = sum(other[item] == best != own[item] for item, best in truth.items())
+    p = mcnemar_exact(first, second)
+    return first, second, p, "" if p is not None else "the two are never right on different items"
 
 
 def truth_of(judged: Judged, item: str) -> str | None:

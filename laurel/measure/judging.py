@@ -119,9 +119,7 @@ def position_bias(
     arXiv:2306.05685.
     """
     pairs = list(zip(straight, swapped, strict=True))
-    strange = {verdict for pair in pairs for verdict in pair} - {"a", "tie", "b", None}
-    if strange:
-        raise ValueError(f'verdicts are "a", "tie", "b" or None, got {sorted(map(str, strange))}')
+    _check_verdicts(pairs)
     named = range(len(pairs)) if clusters is None else clusters
     kept = [(pair, name) for pair, name in zip(pairs, named, strict=True) if None not in pair]
     valid = [pair for pair, _ in kept]
@@ -133,11 +131,8 @@ def position_bias(
         if verdict != "tie"
     ]
     same = [float(one == two) for one, two in valid]
-    consistency = None
-    if valid and clusters is None:
-        consistency = wilson(sum(same), len(valid), level=level)
-    elif valid:
-        consistency = clustered_share(same, [name for _, name in kept], level=level)
+    names = None if clusters is None else [name for _, name in kept]
+    consistency = _share_of(same, names, level) if valid else None
     return PositionBias(
         len(valid),
         len(pairs) - len(valid),
@@ -145,6 +140,19 @@ def position_bias(
         clustered_slot_bias([first for first, _ in won], [name for _, name in won], level=level),
         slot_bias(count["a", "b"], count["b", "a"], level=level),
     )
+
+
+def _check_verdicts(pairs: Sequence[tuple[str | None, str | None]]) -> None:
+    strange = {verdict for pair in pairs for verdict in pair} - {"a", "tie", "b", None}
+    if strange:
+        raise ValueError(f'verdicts are "a", "tie", "b" or None, got {sorted(map(str, strange))}')
+
+
+def _share_of(hits: Sequence[float], clusters: Sequence[Hashable] | None, level: float) -> Interval:
+    """A share of independent hits, or of hits in clusters."""
+    if clusters is None:
+        return wilson(sum(hits), len(hits), level=level)
+    return clustered_share(hits, clusters, level=level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,26 +335,25 @@ def ppi(
     _check_columns(y, f, rest)
     if weight is not None and not isfinite(weight):
         raise ValueError(f"lambda is a finite number, got {weight}")
-    shares = weight is None and float(y.min()) >= 0 and float(y.max()) <= 1
+    shares = weight is None and bool(((y >= 0) & (y <= 1)).all())
     pseudo = _with_pseudo_labels(y, f, rest, CORNER if shares else 0.0)
     used = _ppi_weight(pseudo, rest, len(y)) if weight is None else weight
-    value = used * float(rest.mean()) + float((y - used * f).mean())
-    of_rest = float(rest.var(ddof=1)) / len(rest) if len(rest) > 1 else 0.0
+    residual = y - used * f
+    value = used * float(rest.mean()) + float(residual.mean())
+    of_rest = used**2 * _error_squared(rest)
     if shares:
         estimate, human = _share_intervals(value, used, of_rest, len(y), pseudo, level)
         return PPI(estimate, used, human)
-    z = (
-        NormalDist().inv_cdf((1 + level) / 2)
-        if weight is not None
-        else float(student.ppf((1 + level) / 2, len(y) - 1))
-    )
-    spread = used**2 * of_rest + float((y - used * f).var(ddof=1)) / len(y)
-    alone = float(y.var(ddof=1)) / len(y)
-    return PPI(
-        _symmetric(value, z * sqrt(spread), len(y), level),
-        used,
-        _symmetric(float(y.mean()), z * sqrt(alone), len(y), level),
-    )
+    reach = _reach(len(y), level, normal=weight is not None)
+    estimate = _symmetric(value, residual, of_rest, reach, level)
+    return PPI(estimate, used, _symmetric(float(y.mean()), y, 0.0, reach, level))
+
+
+def _reach(n: int, level: float, *, normal: bool) -> float:
+    """Standard errors in half an interval: the normal quantile, or Student's t of n - 1."""
+    if normal:
+        return NormalDist().inv_cdf((1 + level) / 2)
+    return float(student.ppf((1 + level) / 2, n - 1))
 
 
 Weighted = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -383,16 +390,25 @@ def _share_intervals(
     total = float(count.sum())
     mean, alone = float(count @ y) / total, _variance(y, count)
     worth = n * mean * (1 - mean) / alone
-    gain = alone / total / (weight**2 * of_rest + _variance(y - weight * f, count) / total)
-    t = float(student.ppf((1 + level) / 2, n - 1))
+    gain = alone / total / (of_rest + _variance(y - weight * f, count) / total)
+    t = _reach(n, level, normal=False)
     found = score_interval(min(max(value, 0.0), 1.0), worth * gain, t, n, level)
     estimate = Interval(value, min(value, found.low), max(value, found.high), n, level)
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = _reach(n, level, normal=True)
     return estimate, score_interval(float(y[:n].mean()), worth, z, n, level)
 
 
-def _symmetric(value: float, half: float, n: int, level: float) -> Interval:
-    return Interval(value, value - half, value + half, n, level)
+def _error_squared(values: np.ndarray) -> float:
+    """The squared standard error of a mean; 0 of a single value, which shows no spread."""
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
+
+
+def _symmetric(
+    value: float, values: np.ndarray, more: float, reach: float, level: float
+) -> Interval:
+    """value -+ reach standard errors of the mean of values, with `more` variance besides."""
+    half = reach * sqrt(more + _error_squared(values))
+    return Interval(value, value - half, value + half, len(values), level)
 
 
 def _check_columns(y: np.ndarray, f: np.ndarray, rest: np.ndarray) -> None:

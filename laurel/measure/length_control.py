@@ -47,35 +47,72 @@ def length_controlled(
     with more systems phi is common to all. Dubois et al. 2024, arXiv:2404.04475. The
     intervals: delta method, from the variance of the scores by cluster, Student's t.
     """
-    one, two = list(first), list(second)
-    names = list(dict.fromkeys([*one, *two]))
-    reason = _why_not(one, won, gaps, names)
+    both = [*first, *second]
+    names = list(dict.fromkeys(both))
+    reason = _why_not(first, won, gaps, names)
     if reason:
-        return _undefined(names, len(one), reason, level)
-    index = {name: k for k, name in enumerate(names)}
-    i = np.array([index[name] for name in one])
-    j = np.array([index[name] for name in two])
-    gap = np.asarray(gaps, dtype=float)
-    rows = np.zeros((len(i), len(names) + 1))
-    rows[np.arange(len(i)), i] += 1
-    rows[np.arange(len(i)), j] -= 1
-    rows[:, -1] = np.tanh(gap / gap.std(ddof=1))
+        return _undefined(names, len(first), reason, level)
+    i, j = _places(first, names), _places(second, names)
+    rows = _design(i, j, np.asarray(gaps, dtype=float), len(names))
     share = np.asarray(won, dtype=float)
     theta, inverse = _fit(rows, share)
     if theta is None:
         why = "no finite estimate: a group of systems always wins, or always the longer response"
         return _undefined(names, len(i), why, level)
     covariance, groups = _by_cluster(rows, share - expit(rows @ theta), inverse, clusters)
-    reach = float(student.ppf((1 + level) / 2, groups - 1)) if groups > 1 else float("inf")
-    rates = {}
+    fit = _Fit(theta, covariance, _reach(groups, level), level)
+    rates: dict[str, Agreement] = {}
     for k, name in enumerate(names):
-        mine = (i == k) | (j == k)
-        others = np.where(i[mine] == k, j[mine], i[mine])
-        rates[name] = _rate(theta, covariance, k, others, reach, level)
-    error = reach * float(np.sqrt(max(covariance[-1, -1], 0)))
-    phi = float(theta[-1])
-    slope = Agreement(phi, *_bounds(phi, error), len(i), _few(error), level)
+        others = _opponents(i, j, k)
+        rates[name] = _rate(fit, k, others)
+    slope = _slope(fit, len(i))
     return LengthControl(rates, slope)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Abilities and the length term, their covariance, standard errors in half an interval."""
+
+    theta: np.ndarray
+    covariance: np.ndarray
+    reach: float
+    level: float
+
+
+def _places(chosen: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """The place of each among the names."""
+    index = {name: k for k, name in enumerate(names)}
+    return np.array([index[name] for name in chosen])
+
+
+def _reach(groups: int, level: float) -> float:
+    """Standard errors in half an interval; of one cluster nothing is known."""
+    if groups < 2:
+        return float("inf")
+    return float(student.ppf((1 + level) / 2, groups - 1))
+
+
+def _design(i: np.ndarray, j: np.ndarray, gap: np.ndarray, systems: int) -> np.ndarray:
+    """[rows, systems + 1] +1 for the first, -1 for the second, and the scaled gap."""
+    rows = np.zeros((len(i), systems + 1))
+    each = np.arange(len(i))
+    rows[each, i] += 1
+    rows[each, j] -= 1
+    rows[:, -1] = np.tanh(gap / gap.std(ddof=1))
+    return rows
+
+
+def _opponents(i: np.ndarray, j: np.ndarray, own: int) -> np.ndarray:
+    """Whom a system met, once for each comparison."""
+    mine = (i == own) | (j == own)
+    return np.where(i[mine] == own, j[mine], i[mine])
+
+
+def _slope(fit: _Fit, n: int) -> Agreement:
+    """The weight of the length term."""
+    error = fit.reach * float(np.sqrt(max(fit.covariance[-1, -1], 0)))
+    phi = float(fit.theta[-1])
+    return Agreement(phi, *_bounds(phi, error), n, _few(error), fit.level)
 
 
 def _why_not(
@@ -83,7 +120,9 @@ def _why_not(
 ) -> str:
     if len(first) < 3 or len(names) < 2:
         return "fewer than three comparisons of two systems of known length"
-    if not all(isfinite(gap) for gap in gaps) or not all(0 <= share <= 1 for share in won):
+    finite = all(isfinite(gap) for gap in gaps)
+    shares = all(0 <= share <= 1 for share in won)
+    if not (finite and shares):
         raise ValueError("gaps are finite and won lies between 0 and 1")
     return "" if float(np.std(gaps)) > 0 else "the lengths never differ by more or less"
 
@@ -103,13 +142,17 @@ def _fit(rows: np.ndarray, share: np.ndarray) -> tuple[np.ndarray | None, np.nda
     inverse = np.zeros((len(theta), len(theta)))
     for _ in range(100):
         chance = expit(rows @ theta)
-        bend = (rows * (chance * (1 - chance))[:, None]).T @ rows
+        spread = chance * (1 - chance)
+        weighted = rows * spread[:, None]
+        bend = weighted.T @ rows
         inverse = np.linalg.pinv(bend, rcond=1e-9, hermitian=True)
         step = inverse @ (rows.T @ (share - chance))
-        theta = theta + step * min(1.0, 4.0 / max(1e-12, float(np.abs(step).max())))
+        longest = float(np.abs(step).max())
+        # far from the maximum a full step may overshoot
+        theta = theta + step * min(1.0, 4.0 / max(1e-12, longest))
         if np.abs(theta).max() > MOST:
             return None, inverse
-        if np.abs(step).max() < 1e-9:
+        if longest < 1e-9:
             return theta, inverse
     return None, inverse
 
@@ -120,31 +163,28 @@ def _by_cluster(
     """The sandwich H^-1 (sum_g s_g s_g') H^-1 G / (G - 1), and how many clusters there are."""
     index = {name: k for k, name in enumerate(dict.fromkeys(clusters))}
     score = np.zeros((len(index), rows.shape[1]))
-    np.add.at(score, [index[name] for name in clusters], rows * residual[:, None])
+    places = [index[name] for name in clusters]
+    np.add.at(score, places, rows * residual[:, None])
     groups = len(index)
-    meat = score.T @ score * (groups / max(groups - 1, 1))
+    few = groups / max(groups - 1, 1)
+    meat = score.T @ score * few
     return inverse @ meat @ inverse, groups
 
 
-def _rate(
-    theta: np.ndarray,
-    covariance: np.ndarray,
-    own: int,
-    others: np.ndarray,
-    reach: float,
-    level: float,
-) -> Agreement:
+def _rate(fit: _Fit, own: int, others: np.ndarray) -> Agreement:
     """The mean chance of one system against those it met, at equal lengths."""
-    chance = expit(theta[own] - theta[others])
+    chance = expit(fit.theta[own] - fit.theta[others])
     bend = chance * (1 - chance) / len(others)
-    slope = np.zeros(len(theta))
+    slope = np.zeros(len(fit.theta))
     slope[own] = bend.sum()
     np.add.at(slope, others, -bend)
-    error = reach * float(np.sqrt(max(slope @ covariance @ slope, 0)))
+    variance = slope @ fit.covariance @ slope
+    error = fit.reach * float(np.sqrt(max(variance, 0)))
     value = float(chance.mean())
     low, high = _bounds(value, error)
-    low, high = (None, None) if low is None or high is None else (max(low, 0.0), min(high, 1.0))
-    return Agreement(value, low, high, len(others), _few(error), level)
+    if low is not None and high is not None:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Agreement(value, low, high, len(others), _few(error), fit.level)
 
 
 def _bounds(value: float, error: float) -> tuple[float | None, float | None]:

@@ -33,7 +33,7 @@ import numpy as np
 from scipy.special import betainc
 
 PRIOR = 4.0
-"""The prior of theta is proportional to theta^(PRIOR - 1): answers that lead tend to lead by far."""
+"""The prior of theta goes as theta^(PRIOR - 1): answers that lead tend to lead by far."""
 
 
 @lru_cache(maxsize=1 << 16)

@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table as Lines
 
-from laurel.core.config import TrainConfig, build_config
+from laurel.core.config import TrainConfig
 from laurel.core.errors import UsageError
 from laurel.core.files import read_json, write_atomic
-from laurel.core.lock import Lock
 from laurel.core.run import Run
 from laurel.data.rows import read_rows
 from laurel.data.source import Row, load_rows
@@ -28,14 +23,13 @@ from laurel.judge.options import files_of
 from laurel.pipeline import stages
 from laurel.pipeline.compare import compare, exhibit
 from laurel.pipeline.plan import Plan, reward_section, train_options
-from laurel.pipeline.store import Artefact, make, source
-from laurel.report.cells import cell_text
+from laurel.pipeline.runner import Runner, check_section
+from laurel.pipeline.store import Artefact, source
 from laurel.report.exhibit import Exhibit, Table
 from laurel.report.exhibit_page import write_page
 from laurel.reward.mixture import Mixture, load_rewards
 from laurel.rollout.source import LABELS, PAIRS
 from laurel.train.algorithms import ALGORITHMS
-from laurel.train.interrupt import Interrupted
 from laurel.train.loop import train
 from laurel.train.options import resolve
 from laurel.train.starter import STARTERS, build_starter
@@ -44,27 +38,14 @@ FILES = {PAIRS: "pairs.jsonl", LABELS: "labels.jsonl"}
 """source of a row of the table that learns from preferences: the file of stage `prefer` that it
 reads.
 """
-HERE = (
-    "device",
-    "num_threads",
-    "output_dir",
-    "profile",
-    "report_to",
-    "resume",
-    "reward_timeout",
-    "save_steps",
-    "save_total_limit",
-)
-"""Options that say where and how a run works, not what comes out."""
 
 
-class Pipeline:
-    """One plan being carried out. `stages` collects a line per stage for the table at the end."""
+class Pipeline(Runner):
+    """One plan being carried out."""
 
     def __init__(self, plan: Plan, *, quiet: bool = False) -> None:
-        self.plan, self.quiet, self.console = plan, quiet, Console(highlight=False, quiet=quiet)
-        self.root = Path(plan.output_dir)
-        self.stages: list[tuple[str, str, str, float]] = []
+        super().__init__(plan.output_dir, quiet=quiet)
+        self.plan = plan
         self.algorithm = plan.policy.get("algorithm", "ppo")
         self.check()
 
@@ -104,15 +85,6 @@ class Pipeline:
     def learns_reward(self) -> bool:
         """The policy is trained on a learned reward, not on the preferences themselves."""
         return ALGORITHMS[self.algorithm].source not in FILES
-
-    def run(self) -> dict[str, Any]:
-        """All stages; returns the comparison's findings and the folders of the artefacts.
-
-        The folder is this process's alone meanwhile.
-        """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with Lock(self.root):
-            return self.run_stages()
 
     def run_stages(self) -> dict[str, Any]:
         """The stages one after the other."""
@@ -164,72 +136,6 @@ class Pipeline:
             "sample": plan.sample,
             "compare": plan.compare,
         }
-
-    def stage(
-        self, name: str, parts: Mapping[str, Any], build: Callable[[Path], list[str]]
-    ) -> Artefact:
-        """One stage, made or found."""
-        began = time.perf_counter()
-        self.console.rule(f"[bold]{len(self.stages) + 1}  {name}")
-        found = make(
-            self.root,
-            name,
-            {
-                key: getattr(part, "model_dump", lambda part=part: part)()
-                for key, part in parts.items()
-            },
-            build,
-        )
-        if not found.made:
-            self.console.print(f"{found.folder} is there already: kept", soft_wrap=True)
-        self.stages.append(
-            (name, found.folder.name, "made" if found.made else "kept", time.perf_counter() - began)
-        )
-        return found
-
-    @contextmanager
-    def counted(self, words: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A progress bar where somebody looks; what it gives is told how many more are done."""
-        with Progress(
-            console=self.console, transient=True, disable=self.quiet or not self.console.is_terminal
-        ) as progress:
-            task = progress.add_task(words, total=total)
-            yield lambda count: progress.advance(task, count)
-
-    def trained(
-        self,
-        name: str,
-        algorithm: str,
-        options: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        seed: int,
-    ) -> Artefact:
-        """A stage that trains: the ordinary loop, resumed if it was killed.
-
-        The artefact is the model's folder.
-        """
-        steps = TrainConfig(**options).max_steps
-        config = build_config(
-            {"save_steps": max(1, steps // 8), "seed": seed, **options}, where=f"section {name}"
-        )
-        own = {
-            key: value for key, value in config.model_dump().items() if key not in (*HERE, *inputs)
-        }
-
-        def build(folder: Path) -> list[str]:
-            try:
-                train(
-                    algorithm,
-                    config.model_copy(update={"output_dir": str(folder), "resume": True}),
-                    quiet=self.quiet,
-                )
-            except Interrupted as stopped:
-                raise stopped.again(
-                    f"stage {name}: {stopped.what}", "The same command goes on from there."
-                ) from None
-            return ["model"]
-
-        return self.stage(name, {"algorithm": algorithm, "options": own, "inputs": inputs}, build)
 
     def start(self) -> tuple[str, Any]:
         """(folder or name, content) of the model that answers and is trained.
@@ -420,15 +326,7 @@ class Pipeline:
             "seconds": round(seconds, 1),
         }
         write_atomic(self.root / "summary.json", json.dumps(summary, indent=1) + "\n")
-        for table in shown.tables[:3]:
-            lines = Lines(*table.columns, title=table.title, title_justify="left")
-            for row in table.rows:
-                lines.add_row(*(cell_text(value) for value in row))
-            self.console.print(lines)
-        for claim in shown.claims:
-            verdict = "yes" if claim.holds else "NO "
-            self.console.print(f"{verdict}  {claim.text}: {claim.evidence}", soft_wrap=True)
-        self.console.print(f"in {seconds:.0f} seconds. The page: {page}", soft_wrap=True)
+        self.show(shown.tables[:3], shown.claims, page, seconds)
         return summary
 
 
@@ -437,14 +335,6 @@ def judge_source(name: str) -> Any:
     if not stages.is_judge_file(name):
         return source(name)
     return [source(str(path)) for path in files_of(name)]
-
-
-def check_section(section: str, algorithm: str, options: Mapping[str, Any]) -> None:
-    """Training options of a section, as `laurel train ALGORITHM` would check them."""
-    try:
-        resolve(algorithm, build_config(dict(options)))
-    except UsageError as error:
-        raise UsageError(error.what, where=f"section {section}", fix=error.fix) from None
 
 
 def pipeline(plan: Plan, *, quiet: bool = False) -> dict[str, Any]:

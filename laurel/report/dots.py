@@ -26,24 +26,44 @@ def draw_dots(axes: Axes, dots: Dots, inks: Mapping[str, str]) -> None:
     Values that are shares are seen from 0 to 1.
     """
     labels = list(dots.rows)
-    places = range(len(labels) - 1, -1, -1)
+    places = list(range(len(labels) - 1, -1, -1))
+    colour = inks[LINES[0]]
     for place, (value, low, high) in zip(places, dots.rows.values(), strict=True):
-        axes.plot([low, high], [place, place], color=inks[LINES[0]], linewidth=1.8)
-        axes.plot([value], [place], marker="o", markersize=4.5, color=inks[LINES[0]])
+        axes.plot([low, high], [place, place], color=colour, linewidth=1.8)
+        axes.plot([value], [place], marker="o", markersize=4.5, color=colour)
     if dots.line is not None:
-        axes.axvline(dots.line, color=inks[ALARM], linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.set_yticks(list(places))
-    axes.set_yticklabels([shortened(label) for label in labels], color=inks[STRONG])
+        dashes = (0, (4, 3))
+        axes.axvline(dots.line, color=inks[ALARM], linewidth=0.9, linestyle=dashes)
+    axes.set_yticks(places)
+    axes.set_yticklabels(
+        [shortened(label) for label in labels],
+        color=inks[STRONG],
+    )
     axes.set_ylim(-0.6, len(labels) - 0.4)
-    ends = [bound for _, *bounds in dots.rows.values() for bound in bounds]
-    if ends and min(ends) >= 0 and max(ends) <= 1:
+    _across(axes, dots, inks)
+
+
+def _across(axes: Axes, dots: Dots, inks: Mapping[str, str]) -> None:
+    """The axis below: from 0 to 1 for shares, with plain numbers and lines to read along."""
+    bounds = [bound for row in dots.rows.values() for bound in row]
+    if bounds and min(bounds) >= 0 and max(bounds) <= 1:
         axes.set_xlim(-0.02, 1.02)
     axes.grid(visible=False, axis="y")
-    axes.grid(visible=True, axis="x", color=inks[FAINT], linewidth=0.6)
+    axes.grid(
+        visible=True,
+        axis="x",
+        color=inks[FAINT],
+        linewidth=0.6,
+    )
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cell_text(float(f"{value:.3g}"))))
+    axes.xaxis.set_major_formatter(FuncFormatter(tick_text))
     axes.set_xlabel(dots.x)
+
+
+def tick_text(value: float, _: object) -> str:
+    """A number at a tick."""
+    return cell_text(float(f"{value:.3g}"))
 
 
 def shortened(label: str) -> str:

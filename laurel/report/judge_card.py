@@ -289,6 +289,11 @@ def card_notes(card: Card, named: bool) -> Iterator[str]:
             "Equal lengths: by logistic regression with a term for the gap in length (AlpacaEval 2,"
             " arXiv:2404.04475), without its term for the difficulty of the instruction."
         )
+    if card.pairs and card.prompts < card.items:
+        yield (
+            f"{before}McNemar's p takes items as independent: of several pairs of one prompt it is"
+            " too small."
+        )
     missing = [(judge.name, what, why) for judge in card.judges for what, why in reasons(judge)]
     for why in dict.fromkeys(reason for *_, reason in missing):
         what = dict.fromkeys(name for _, name, reason in missing if reason == why)

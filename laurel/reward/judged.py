@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from laurel.core.errors import UsageError
+from laurel.core.errors import LaurelError, UsageError
 from laurel.core.result import Abstain, Failed, Result, Score
 from laurel.judge.judge import Item, Judge, Pair, spoken
 from laurel.judge.options import JudgeConfig, judges_pairs, read_judge
@@ -50,11 +50,19 @@ class JudgeReward:
                 fix = f"The dataset's columns: {', '.join(columns) or 'none'}."
                 where = f"reward judge:{self.__name__}"
                 raise UsageError(f"the column `{column}` is missing.", where=where, fix=fix)
+        references = columns.get(self.config.reference or "", [""] * len(prompts))
+        rows = list(zip(prompts, completions, references, strict=True))
+        try:
+            return self.judged(rows, columns)
+        except LaurelError as error:
+            # of the server, not of a sample: asked one by one they would all wait for it again
+            return [Failed(str(error))] * len(rows)
+
+    def judged(self, rows: Sequence[Row], columns: Mapping[str, Sequence[Any]]) -> list[Result]:
+        """A result for each row. LaurelError where the server stays down, or refuses all."""
         with self.guard:
             if self.judge is None:
                 self.judge = Judge(self.config)
-        references = columns.get(self.config.reference or "", [""] * len(prompts))
-        rows = list(zip(prompts, completions, references, strict=True))
         if not judges_pairs(self.config):
             items = [
                 Item(str(i), prompt, said, spoken(reference or ""))

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
 
 import numpy as np
 
@@ -22,13 +24,15 @@ from laurel.measure.stopping import LeaderTest
 from laurel.search.choices import totals_of, vote_weights
 from laurel.search.pool import Question
 
+FEW = 256
+"""Subsets that are all looked at."""
 ORDERS = 64
 """Orders of a question's answers that weighted votes and the adaptive rule are averaged over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A question as curves need it: of each answer its vote, whether it is right, and its tokens."""
+    """A question as curves need it: of each answer its vote, and whether it is right."""
 
     question: Question
     votes: Sequence[Hashable | None]
@@ -49,7 +53,8 @@ class Judged:
 class Point:
     """One way of choosing at one k: accuracy over questions, and what it cost.
 
-    gain: against one answer, paired by question. kl: nats that it goes from the policy at most.
+    gain: against the greedy answer where there is one, else against one that was drawn; paired by
+    question. kl: nats that it goes from the policy at most.
     """
 
     way: str
@@ -74,14 +79,19 @@ def curves(
     ks: Sequence[int] | None = None,
     alpha: float = 0.05,
     weigh_likelihood: bool = False,
+    greedy: Sequence[Judged] | None = None,
     seed: int = 0,
 ) -> list[Point]:
-    """All ways at all k. scorers: by which best-of-n and weighted votes are chosen."""
+    """All ways at all k. scorers: by which best-of-n and weighted votes are chosen.
+
+    greedy: the same questions with their greedy answer alone, which gains are then against.
+    """
     size = smallest(judged)
     ks = list(ks or ks_of(size))
     if not all(1 <= k <= size for k in ks):
         raise UsageError(f"k from 1 to {size}, got {ks}.", where="k", fix="Draw more answers.")
-    single = values_of(judged, lambda one: sum(one.right) / one.size)
+    first = judged if greedy is None else greedy
+    single = values_of(first, lambda one: sum(one.right) / one.size)
     ways: dict[str, Callable[[Judged, int], float]] = {
         "majority": lambda one, k: majority_at_k(one.votes, one.right, k),
         "oracle": lambda one, k: pass_at_k(one.size, sum(one.right), k),
@@ -91,7 +101,7 @@ def curves(
         ways[f"vote weighed by {name}"] = weighted_vote("score", name, seed)
     if weigh_likelihood:
         ways["vote weighed by likelihood"] = weighted_vote("likelihood", "", seed)
-    found = list[Point]()
+    found = [] if greedy is None else [point("greedy", 1, single, single, greedy)]
     for way, value in ways.items():
         for k in ks:
             values = values_of(judged, lambda one, k=k, value=value: value(one, k))
@@ -149,14 +159,21 @@ def orders(one: Judged, seed: int) -> np.ndarray:
     return np.stack([dice.permutation(one.size) for _ in range(ORDERS)])
 
 
+def subsets(one: Judged, k: int, seed: int) -> list[tuple[int, ...]]:
+    """All subsets of k answers where they are few, else the first k of each order."""
+    if comb(one.size, k) <= FEW:
+        return list(combinations(range(one.size), k))
+    return [tuple(order[:k].tolist()) for order in orders(one, seed)]
+
+
 def weighted_vote(weigh: str, name: str, seed: int) -> Callable[[Judged, int], float]:
-    """The weighted vote of the first k of each order."""
+    """The weighted vote of k answers, over subsets of them."""
 
     def value(one: Judged, k: int) -> float:
         weights = vote_weights(one.question.answers, weigh, name)  # type: ignore[arg-type]
         right = 0.0
-        for order in orders(one, seed):
-            some = order[:k]
+        drawn = subsets(one, k, seed)
+        for some in drawn:
             totals = totals_of(
                 [one.votes[i] for i in some],  # type: ignore[misc]
                 [weights[i] for i in some],
@@ -164,7 +181,7 @@ def weighted_vote(weigh: str, name: str, seed: int) -> Callable[[Judged, int], f
             if totals:
                 chosen = max(totals, key=lambda vote: totals[vote])
                 right += share_right(one, chosen)
-        return right / ORDERS
+        return right / len(drawn)
 
     return value
 

@@ -88,6 +88,7 @@ def verdict_of_row(judge: str, row: Mapping[str, Any]) -> Verdict:
     shown = {"a": "b", "b": "a"}.get(status, status) if swapped else status
     order = [int(place) for place in row["order"]]
     raw = str(row.get("raw") or "")
+    raw = raw.replace("\0", "\ufffd")  # PostgreSQL has no NUL
     return Verdict(item_id=row["item"], judge=judge, order=order, status=shown, raw=raw)
 
 
@@ -107,29 +108,36 @@ def add_spot_checks(
     with store.write() as session:
         found = find_or_make_batch(session, batch, None, store.now())
         settings = BatchSettings.model_validate(found.settings)
-        held = select(Item.content_hash, Item.id, Item.place).where(Item.batch_id == found.id)
-        known = {digest: item for digest, item, _ in session.execute(held)}
+        known = items_by_content(session, found.id)
         for number, row in enumerate(rows, start=1):
             item, responses, fault = spot_check(row, number, settings)
             if fault:
                 left_out.append(f"pair {number}: {fault}")
                 continue
-            turned = False
-            if item.content_hash not in known:
+            name, turned = known.get(item.content_hash), False
+            if name is None:
                 add_item(session, found, item, responses, len(known))
-                known[item.content_hash] = item.id
+                name = known[item.content_hash] = item.id
                 added += 1
             else:
-                turned = first_text(session, known[item.content_hash]) != responses[0].text
-            name = known[item.content_hash]
-            verdicts += [
-                {**(turned_row(one) if turned else one), "item": name} for one in row["verdicts"]
-            ]
+                turned = first_text(session, name) != responses[0].text
+            verdicts += on_item(row["verdicts"], name, turned)
         record(
             session, f"judge {judge}", "spot check", f"batch {found.id}", store.now(), items=added
         )
     store_verdicts(store, judge, verdicts)
     return added, left_out
+
+
+def items_by_content(session: Session, batch: int) -> dict[str, str]:
+    """The content's digest -> the id, of the items of a batch."""
+    held = select(Item.content_hash, Item.id).where(Item.batch_id == batch)
+    return {str(digest): str(item) for digest, item in session.execute(held)}
+
+
+def on_item(rows: Sequence[Mapping[str, Any]], item: str, turned: bool) -> list[dict[str, Any]]:
+    """Verdicts as those on an item, which may have its responses the other way round."""
+    return [{**(turned_row(row) if turned else row), "item": item} for row in rows]
 
 
 def first_text(session: Session, item: str) -> str | None:
@@ -153,7 +161,11 @@ def spot_check(
         {("text" if isinstance(said, str) else "messages"): said, "model": model}
         for said, model in zip((row["first"], row["second"]), models, strict=True)
     ]
+    # in the order that its verdicts are about
     proposed = ProposedItem(
-        f"pair {number}", row["prompt"], answers, source={"spot check": row["id"]}, ordered=True
+        f"pair {number}",
+        row["prompt"],
+        answers,
+        source={"spot check": row["id"]},
     )
     return checked_item(proposed, settings)

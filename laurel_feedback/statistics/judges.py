@@ -23,7 +23,6 @@ from laurel.measure.judge_records import (
     JudgedItem,
     PersonVote,
     as_labels,
-    final_status,
     final_statuses,
 )
 from laurel.measure.judging import (
@@ -78,11 +77,7 @@ def judge_card(poll: Poll, name: str) -> Judge:
     verdicts = {unit: [label] for unit, label in labels.items()}
     humans = {unit: votes for unit, votes in poll.labels.items() if unit[1:] == (0, 1)}
     both = [unit for unit in labels if unit in humans]
-    models = {c.unit: c.models for c in poll.choices}
-    rho, tau = system_correlations(
-        ((c.models, c.label) for c in poll.choices),
-        ((models[unit], label) for unit, label in labels.items() if unit in models),
-    )
+    rho, tau = rank_correlations(poll, labels)
     return Judge(
         name,
         dict(Counter(final.values())),
@@ -126,12 +121,15 @@ def verdicts_of(answers: Iterable[JudgeAnswer]) -> dict[str, str]:
     return final_statuses(map(as_record, answers))
 
 
-def verdict_of(answers: Sequence[JudgeAnswer]) -> str:
-    """A judge's last word on an item: its valid answers if they agree, else inconsistent.
-
-    With none, its failure.
-    """
-    return final_status(map(status_by_response, answers))
+def rank_correlations(
+    poll: Poll, labels: Mapping[Unit, str]
+) -> tuple[Agreement | None, Agreement | None]:
+    """Rank correlation of the models' scores by people and by a judge: rho and tau-b."""
+    models = {c.unit: c.models for c in poll.choices}
+    return system_correlations(
+        ((c.models, c.label) for c in poll.choices),
+        ((models[unit], label) for unit, label in labels.items() if unit in models),
+    )
 
 
 def win_rates(poll: Poll, labels: Mapping[Unit, str]) -> dict[str, PPI]:

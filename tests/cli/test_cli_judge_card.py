@@ -46,7 +46,7 @@ def test_calibrate_prints_a_card_and_writes_page_and_figures(run, tmp_path):
     html = page.read_text()
     assert "judge&lt;b&gt;" in html and "judge<b>" not in html
     assert html.count("<svg") >= 3 and "prefers-color-scheme: dark" in html
-    assert not re.search(r"<(script|img|link|iframe)\b|https?://(?!www.w3.org)|url\(", html)
+    assert not re.search(r"<(script|img|link|iframe)\b|https?://(?!www.w3.org)|url\((?!#)", html)
     (made,) = json.loads(figures.read_text())["cards"]
     assert made["judges"][0]["answers"] == {"a": 15, "b": 3, "error": 1, "invalid": 1}
     assert made["judges"][0]["self_preference"]["value"] is None
@@ -90,6 +90,7 @@ def test_compare_joins_sources_by_item(run, tmp_path):
         (("calibrate", "{one}", "--html", "x.txt"), "ends in no format"),
         (("calibrate", "{one}", "--votes", "{votes}"), "no vote is about an item"),
         (("calibrate", "nowhere"), "no such file or folder"),
+        (("calibrate", "{battles}"), "no verdicts of a judge"),
     ],
 )
 def test_what_cannot_be_done_is_told(run, tmp_path, words, told):
@@ -97,7 +98,10 @@ def test_what_cannot_be_done_is_told(run, tmp_path, words, told):
         "one": answers(tmp_path / "one", {"i": ("a", "a")}),
         "other": answers(tmp_path / "other", {"o": ("a", "a")}),
         "votes": tmp_path / "votes.jsonl",
+        "battles": tmp_path / "battles.csv",
     }
+    battles = "question_id,model_a,model_b,winner,judge\n1,x,y,tie,arena_user_1\n"
+    places["battles"].write_text(battles)
     places["votes"].write_text('{"id": "stranger", "label": "a"}\n')
     code, _, err = run(*(word.format(**places) for word in words))
     assert code == 2 and told in " ".join(err.split())

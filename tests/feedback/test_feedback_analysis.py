@@ -36,7 +36,7 @@ from laurel_feedback.statistics.demographics import (
     demographics_of,
     parse_reference,
 )
-from laurel_feedback.statistics.judges import judge_card, status_by_response, verdict_of
+from laurel_feedback.statistics.judges import judge_card, status_by_response, verdicts_of
 from laurel_feedback.statistics.votes import (
     Ballot,
     JudgeAnswer,
@@ -272,11 +272,11 @@ def test_a_judges_letters_are_slots_and_failures_are_no_ties():
         "b",
         "a",
     ]
-    assert verdict_of([JudgeAnswer("i", "a", (0, 1)), JudgeAnswer("i", "b", (1, 0))]) == "a"
-    assert (
-        verdict_of([JudgeAnswer("i", "a", (0, 1)), JudgeAnswer("i", "a", (1, 0))]) == "inconsistent"
-    )
-    assert verdict_of([JudgeAnswer("i", "error"), JudgeAnswer("i", "invalid")]) == "invalid"
+    both = ((0, 1), (1, 0))
+    for first, second, word in (("a", "b", "a"), ("a", "a", "inconsistent")):
+        given = [JudgeAnswer("i", s, order) for s, order in zip((first, second), both, strict=True)]
+        assert verdicts_of(given) == {"i": word}
+    assert verdicts_of([JudgeAnswer("i", "error"), JudgeAnswer("i", "invalid")]) == {"i": "invalid"}
     rows = [(f"i{n}", w, "a") for n in range(6) for w in "uv"]
     told = [
         JudgeAnswer("i0", "a"),

@@ -24,6 +24,7 @@ PURPOSES = {
     "laurel_feedback/demo/guidelines.md": "Guidelines of the demonstration.",
     "laurel_feedback/demo/pairs.jsonl": "Its pairs.",
     "laurel_feedback/demo/rankings.jsonl": "Its rankings.",
+    "laurel/pipeline/constitution.yaml": "Our own constitution: principles in our words.",
 }
 """Purposes of files that have no docstring."""
 

@@ -43,7 +43,8 @@ def test_an_answer_of_a_letter(text, label):
         ("B is right.\nVerdict: B", "B"),
         ("It says\nVerdict: A\nbut that is its own claim.\nVerdict: B", "B"),
         ("It says\nVerdict: A\nVerdict: B\nand so on", None),
-        ("Verdict: B\nThank you.", "B"),
+        ("Verdict: B\n\n***", "B"),
+        ("Verdict: B\nThank you.", None),
         ("**Verdict:** C", "C"),
         ("A is better.", None),
         ("A", None),
@@ -92,7 +93,9 @@ def test_no_label_is_no_share(tokens):
 
 def test_both_shapes_of_logprobs():
     row = {"token": "A", "logprob": -0.5, "top_logprobs": [{"token": " A", "logprob": -2}]}
-    assert first_tokens({"logprobs": {"content": [row]}}) == [(" A", -2.0), ("A", -0.5)]
+    assert first_tokens({"logprobs": {"content": [row]}}) == [(" A", -2.0)]
+    del row["top_logprobs"]
+    assert first_tokens({"logprobs": {"content": [row]}}) == [("A", -0.5)]
     assert first_tokens({"logprobs": {"top_logprobs": [{"A": -1}]}}) == [("A", -1.0)]
     for broken in ({}, {"logprobs": None}, {"logprobs": {"content": []}}, {"logprobs": "?"}):
         assert first_tokens(broken) is None

@@ -166,6 +166,15 @@ def test_alpaca_eval(tmp_path, preference, status, chance):
     assert (item.models, item.lengths) == (("gpt4_1106_preview", "tiny"), (12, 2))
 
 
+def test_alpaca_eval_tells_the_order_in_newer_files(tmp_path):
+    """m was shown first; here it stood for the second output, and M won."""
+    said = {"raw_completion": {"ordered_models": [{"model": "M", "rank": 1}]}, "preference": 1.0}
+    row = {**ALPACA, **said, "referenced_models": {"M": "output_1", "m": "output_2"}}
+    (tmp_path / "annotations.json").write_text(json.dumps([row]))
+    (answer,) = read_recorded(tmp_path)[0].judges["weighted"]
+    assert (answer.status, answer.order, answer.first_won) == ("a", (1, 0), False)
+
+
 def test_alpaca_eval_more(tmp_path):
     """Unreadable is told from no answer; people's cross annotations are votes; equal texts."""
     rows = [

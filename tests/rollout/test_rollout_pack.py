@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from laurel.core.sample import Group, Key, Sample
-from laurel.rollout.pack import pack, reward_matrix, sample_rewards, token_rewards
+from laurel.rollout.pack import (
+    pack,
+    reward_matrix,
+    sample_rewards,
+    sampled_comparisons,
+    token_rewards,
+)
 
 
 def make(prompt, completion, *, sample=0, finish="eos", mask=None, logps=None, group="p"):
@@ -103,3 +109,22 @@ def test_columns_must_agree():
         Sample(Key("r", "s", "p", 0, 0), (1,), (1, 2), (0.0,), (True, True), 1.0, "eos", "", ())
     with pytest.raises(ValueError, match="results"):
         Group("p", {}, (make((1,), (2,)),), rewards=(1.0, 2.0))
+
+
+def test_soft_labels_of_sampled_comparisons_by_hand():
+    """soft_label = (1 + chance of the chosen - chance of the rejected) / 2: of two answers it is
+    the judge's own chance; of four, best .9 and worst .2, it is .85. Without a comparison, none.
+    """
+    two = sampled_comparisons(
+        torch.tensor([[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0]]),
+        torch.tensor([[0.8, 0.2], [0.45, 0.55], [0.5, 0.5]]),
+    )
+    flips = [0.2, 0.2, 0.45, 0.45, 0.0, 0.0]
+    torch.testing.assert_close(two.flip_N, torch.tensor(flips))
+    assert two.compared_N.tolist() == [True, True, True, True, False, False]
+    four = sampled_comparisons(
+        torch.tensor([[0.0, 1.0, -1.0, 0.0]]), torch.tensor([[0.5, 0.9, 0.2, float("nan")]])
+    )
+    torch.testing.assert_close(four.flip_N, torch.full((4,), 0.15))
+    hard = sampled_comparisons(torch.tensor([[1.0, -1.0]]))
+    assert hard.flip_N.tolist() == [0.0, 0.0]
