@@ -309,12 +309,7 @@ def go_deeper(
     generator: Generator, value: Value, growing: Sequence[Growth], file: TreeFile
 ) -> None:
     """One more step of each prefix of each question: drawn, valued, chosen from."""
-    new = [one for one in growing if file.steps(one.row.id, one.depth) is None]
-    # a call has equally many steps of each prompt: first steps and others are drawn apart
-    for some in ([one for one in new if one.depth == 0], [one for one in new if one.depth]):
-        if some:
-            file.keep_steps([(g.row.id, g.depth) for g in some], draw_steps(generator, some))
-    steps = [file.steps(one.row.id, one.depth) or [] for one in growing]
+    steps = known_steps(generator, growing, file)
     beams = grown_beams(generator, growing, steps)
     unknown = [i for i, one in enumerate(growing) if file.values(one.row.id, one.depth) is None]
     if unknown:
@@ -324,6 +319,18 @@ def go_deeper(
         results = file.values(one.row.id, one.depth) or []
         valued = [replace(beam, result=r) for beam, r in zip(fresh, results, strict=True)]
         one.take(valued, drawn)
+
+
+def known_steps(
+    generator: Generator, growing: Sequence[Growth], file: TreeFile
+) -> list[list[Completion]]:
+    """The steps that each question wants: those that are kept, and the others drawn and kept."""
+    new = [one for one in growing if file.steps(one.row.id, one.depth) is None]
+    # a call has equally many steps of each prompt: first steps and others are drawn apart
+    for some in ([one for one in new if one.depth == 0], [one for one in new if one.depth]):
+        if some:
+            file.keep_steps([(g.row.id, g.depth) for g in some], draw_steps(generator, some))
+    return [file.steps(one.row.id, one.depth) or [] for one in growing]
 
 
 def draw_steps(generator: Generator, growing: Sequence[Growth]) -> list[list[Completion]]:

@@ -202,6 +202,16 @@ def chosen_right(found: Sequence[Searched], name: str, votes: bool) -> list[floa
     return right
 
 
+def plain_ways(seed: int) -> dict[str, Callable[[Judged, int], float]]:
+    """Ways of choosing from n plain answers: the chance that they give the right one."""
+    return {
+        "majority": lambda one, k: majority_at_k(one.votes, one.right, k),
+        **{f"best of n, {way}": by_score(f"prm_{way}") for way in WAYS},
+        "weighted vote": weighted_vote("score", f"prm_{SHOWN}", seed),
+        "oracle": lambda one, k: pass_at_k(one.size, sum(one.right), k),
+    }
+
+
 def of_seed(seed: int, folder: Path) -> OfSeed:
     """All ways of choosing with the policy and the process model of a seed."""
     torch.set_num_threads(1)
@@ -212,14 +222,8 @@ def of_seed(seed: int, folder: Path) -> OfSeed:
     pool = pool_of(sampler, rows, draw, prm)
     found = OfSeed({}, {}, {"one": float(np.mean([np.mean(one.right) for one in pool]))})
     mean_tokens = float(np.mean([one.mean_tokens for one in pool]))
-    plain: dict[str, Callable[[Judged, int], float]] = {
-        "majority": lambda one, k: majority_at_k(one.votes, one.right, k),
-        **{f"best of n, {way}": by_score(f"prm_{way}") for way in WAYS},
-        "weighted vote": weighted_vote("score", f"prm_{SHOWN}", seed),
-        "oracle": lambda one, k: pass_at_k(one.size, sum(one.right), k),
-    }
     for n in (1, *NS):
-        for way, value in plain.items():
+        for way, value in plain_ways(seed).items():
             found.right[f"{way}, {n}"] = [value(one, n) for one in pool]
             found.tokens[f"{way}, {n}"] = n * mean_tokens
     for way in WAYS:
