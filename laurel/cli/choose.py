@@ -32,6 +32,8 @@ FOR_CURVES = ("adaptive", "bar", "worth", "weigh")
 
 def add_parser(subparsers: Any) -> None:
     """Register `choose` with its verbs; `args.run` is what the command line calls."""
+    from laurel.cli.choose_search import add_search
+
     parser = subparsers.add_parser(
         "choose", help="best-of-n, votes, rejection sampling, search: keep a sample, train nothing"
     )
@@ -45,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
                 "--preferences", metavar="FILE", help="write choices against others as pairs"
             )
         one.set_defaults(run=run)
+    add_search(verbs)
 
 
 def run(args: argparse.Namespace) -> int:

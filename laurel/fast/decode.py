@@ -22,6 +22,9 @@ from laurel.fast.lora import lora_terms, merge_into, plain_lora
 from laurel.fast.packed import window_of
 from laurel.fast.policy_protocol import LanguageModel
 
+GOLDEN = 0x9E3779B97F4A7C15
+"""What the state of splitmix64 grows by with each number."""
+
 
 def uniform_numbers(seeds: Sequence[int], count: int) -> np.ndarray:
     """[N, count] numbers in [0, 1), row n by splitmix64 (Steele et al. 2014) from seeds[n].
@@ -29,7 +32,7 @@ def uniform_numbers(seeds: Sequence[int], count: int) -> np.ndarray:
     Counter-based, so a sample's numbers do not depend on its neighbours, and nothing has to be
     saved to resume.
     """
-    golden = np.uint64(0x9E3779B97F4A7C15)
+    golden = np.uint64(GOLDEN)
     first = np.uint64(0xBF58476D1CE4E5B9)
     second = np.uint64(0x94D049BB133111EB)
     # arithmetic modulo 2^64 is what the generator is defined by: an overflow is no mistake
@@ -41,6 +44,14 @@ def uniform_numbers(seeds: Sequence[int], count: int) -> np.ndarray:
         z = z ^ (z >> np.uint64(31))
         # the upper 53 bits: as many as a float64 holds exactly
         return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def later_seed(seed: int, count: int) -> int:
+    """The seed whose numbers are those of `seed` without the first `count`.
+
+    A sample that is continued with it has the numbers it would have had in one go.
+    """
+    return (seed + count * GOLDEN) % 2**64
 
 
 WORDS = 256

@@ -23,20 +23,22 @@ def imitate(
     seed: int,
     *,
     layers: int = 1,
+    hidden: int = 32,
+    heads: int = 2,
     **options: Any,
 ) -> Path:
     """The folder of a small character-level model after SFT on rows (prompt, completion).
 
-    options: of the training: max_steps, prompts_per_step, learning_rate.
+    hidden, heads: the width. options: of the training: max_steps, prompts_per_step, learning_rate.
     """
     data = write_lines(folder / "sft.jsonl", rows)
     save_scratch(
         folder / "fresh",
         alphabet=alphabet,
         seed=seed,
-        hidden_size=32,
+        hidden_size=hidden,
         num_hidden_layers=layers,
-        num_attention_heads=2,
+        num_attention_heads=heads,
     )
     config = TrainConfig(
         model=str(folder / "fresh"),

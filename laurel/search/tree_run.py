@@ -1,0 +1,101 @@
+"""A process-reward search from beginning to end: options, questions, the file, choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from laurel.core.errors import UsageError
+from laurel.core.options import option
+from laurel.core.protocols import Generator
+from laurel.core.sample import Draw
+from laurel.data.source import Row
+from laurel.search.options import ChooseConfig
+from laurel.search.run import Chosen, graded, load_grader, load_scorers
+from laurel.search.tree import RewardValue, TreeShape, tree_search
+from laurel.search.tree_file import TreeFile
+
+TREE = "tree.jsonl"
+DRAWN_BY = ("seed", "max_completion_length", "temperature", "top_p", "top_k", "stop")
+SHAPED_BY = ("branches", "subtrees", "delimiters", "step_tokens", "max_steps", "distinct")
+NOT_OURS = ("pool", "url", "adaptive", "alpha", "worth", "bar", "weigh", "k")
+"""Options of the other verbs, which say nothing to a search."""
+
+
+class SearchConfig(ChooseConfig):
+    """Everything `laurel choose search` can be told: num_generations is the number of beams."""
+
+    branches: int = option(
+        4,
+        "next steps of each prefix that is kept; num_generations / branches are kept",
+        ge=1,
+        group="search",
+    )
+    subtrees: int = option(
+        1,
+        "1: beam search; num_generations / branches: diverse verifier tree search; or between",
+        ge=1,
+    )
+    delimiters: list[str] = option(["\n"], "strings that end a step, as the model's end does")
+    step_tokens: int = option(0, "tokens after which a step ends, too; 0: no limit", ge=0)
+    max_steps: int = option(64, "steps of an answer, at most", ge=1)
+    distinct: bool = option(True, "of equal prefixes keep the first, while there are others")
+    final: Literal["best", "vote"] = option(
+        "best", "the answer with the highest value, or the vote weighted by values"
+    )
+
+
+def shape_of(config: SearchConfig) -> TreeShape:
+    """The shape of the tree; UsageError for one that cannot be, and for what says nothing here."""
+    fields = ChooseConfig.model_fields
+    for name in NOT_OURS:
+        if getattr(config, name) != fields[name].default:
+            raise UsageError("it says nothing to a search.", where=name, fix="Leave it out.")
+    if len(config.scorers) != 1:
+        what = f"a search keeps prefixes by one scorer, not {len(config.scorers)}."
+        raise UsageError(what, where="scorers", fix="Such as --scorers '[prm:FOLDER]'.")
+    return TreeShape(
+        config.num_generations,
+        config.branches,
+        config.subtrees,
+        tuple(config.delimiters),
+        config.step_tokens,
+        config.max_steps,
+        config.distinct,
+    )
+
+
+def searched(
+    generator: Generator,
+    rows: Sequence[Row],
+    config: SearchConfig,
+    identity: str,
+    watch: Callable[[int], None] | None = None,
+) -> Chosen:
+    """Search every row, and choose. What was drawn is kept in output_dir, and not drawn again.
+
+    identity: what tells the model from any other. Errors: UsageError where the folder holds a
+    search of another kind.
+    """
+    shape = shape_of(config)
+    scorers, grader = load_scorers(config, rows), load_grader(config, rows)
+    assert scorers is not None
+    value = RewardValue(scorers)
+    how: dict[str, Any] = {
+        "model": identity,
+        "scorers": config.scorers,
+        "num_generations": config.num_generations,
+        **{name: getattr(config, name) for name in (*DRAWN_BY, *SHAPED_BY)},
+    }
+    file = TreeFile(Path(config.output_dir) / TREE, how)
+    draw = Draw.of(config, "choose", 0)
+    found = tree_search(generator, value, rows, shape, draw, file=file, watch=watch)
+    choices = [one.choice(value.name, config.kind, votes=config.final == "vote") for one in found]
+    questions = [one.question for one in found]
+    facts = {
+        "steps": sum(one.steps for one in found),
+        "depth": max((one.depth for one in found), default=0),
+        "scorer": value.name,
+    }
+    return Chosen("search", questions, choices, graded(questions, choices, grader), facts)
