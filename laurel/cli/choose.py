@@ -27,7 +27,7 @@ VERBS = {
     "vote": "the answer that most agree on (self-consistency), each vote weighed as you say",
     "curves": "accuracy against tokens for every way of choosing from one pool of answers",
 }
-FOR_CURVES = ("adaptive", "bar", "worth", "weigh")
+FOR_CURVES = ("adaptive", "bar", "give_up", "worth", "weigh")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -118,7 +118,7 @@ def draw_answers(
 ) -> list[Question]:
     """The rows with answers: so many each, or as many as the adaptive rule wants."""
     from laurel.search.draw import Drawing
-    from laurel.search.run import wants_more
+    from laurel.search.run import AdaptiveRule
 
     stops = config.adaptive or (verb == "best" and config.bar is not None)
     source, identity = answer_source(config)
@@ -128,7 +128,7 @@ def draw_answers(
     try:
         with progress("questions answered", len(rows)) as watch:
             if stops:
-                wants = wants_more(config, verb, scorers)
+                wants = AdaptiveRule(config, verb, scorers)
                 return drawing.draw_while(source, config.num_generations, wants, watch)
             drawing.fill(source, config.num_generations, watch)
     finally:

@@ -5,7 +5,7 @@ n samples without drawing again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import comb, exp, log
+from math import comb, log
 
 import numpy as np
 
@@ -84,11 +84,6 @@ def rejection_law(
     accepted = p * np.exp(np.minimum((score - bar) / beta, 0.0))
     chance = float(accepted.sum())
     return accepted / chance, chance
-
-
-def acceptance(score: float, beta: float, bar: float) -> float:
-    """The chance that rejection sampling accepts a draw of this score."""
-    return exp(min((score - bar) / beta, 0.0))
 
 
 def value_of_one_more(scores: Sequence[float]) -> float:

@@ -92,6 +92,19 @@ def curves(
         raise UsageError(f"k from 1 to {size}, got {ks}.", where="k", fix="Draw more answers.")
     first = judged if greedy is None else greedy
     single = values_of(first, lambda one: sum(one.right) / one.size)
+    ways = ways_of(scorers, weigh_likelihood, seed)
+    found = [] if greedy is None else [point("greedy", 1, single, single, greedy)]
+    for way, value in ways.items():
+        for k in ks:
+            values = values_of(judged, lambda one, k=k, value=value: value(one, k))
+            found.append(point(way, k, values, single, judged))
+    return [*found, *(adaptive_point(judged, k, alpha, single, seed) for k in ks if k > 1)]
+
+
+def ways_of(
+    scorers: Sequence[str], weigh_likelihood: bool, seed: int
+) -> dict[str, Callable[[Judged, int], float]]:
+    """way -> the accuracy of a question at k."""
     ways: dict[str, Callable[[Judged, int], float]] = {
         "majority": lambda one, k: majority_at_k(one.votes, one.right, k),
         "oracle": lambda one, k: pass_at_k(one.size, sum(one.right), k),
@@ -101,12 +114,7 @@ def curves(
         ways[f"vote weighed by {name}"] = weighted_vote("score", name, seed)
     if weigh_likelihood:
         ways["vote weighed by likelihood"] = weighted_vote("likelihood", "", seed)
-    found = [] if greedy is None else [point("greedy", 1, single, single, greedy)]
-    for way, value in ways.items():
-        for k in ks:
-            values = values_of(judged, lambda one, k=k, value=value: value(one, k))
-            found.append(point(way, k, values, single, judged))
-    return [*found, *(adaptive_point(judged, k, alpha, single, seed) for k in ks if k > 1)]
+    return ways
 
 
 def smallest(judged: Sequence[Judged]) -> int:

@@ -67,6 +67,11 @@ class ChooseConfig(Options):
         gt=0,
         lt=1,
     )
+    give_up: bool = option(
+        False,
+        "with adaptive votes: stop, too, where the leader cannot be announced any more, even if all"
+        " answers that are left were for it",
+    )
     worth: float = option(
         0.0,
         "with adaptive best-of-n: stop where one more answer is expected to raise the score by"

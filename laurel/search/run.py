@@ -103,24 +103,34 @@ def scorer_name(config: ChooseConfig, question: Question) -> str:
     return names[0] if names else config.scorers[0]
 
 
-def wants_more(
-    config: ChooseConfig, verb: str, scorers: Mixture | None
-) -> Callable[[Sequence[Question]], list[bool]]:
-    """Which questions want another answer: the rule of an adaptive run."""
-    tests: dict[str, tuple[LeaderTest, int]] = {}
-    known: dict[str, Question] = {}
+class AdaptiveRule:
+    """Which questions want another answer. Scores of answers are kept: none is asked for twice."""
 
-    def by_votes(question: Question) -> bool:
-        # votes may be renamed as answers come (an equivalent one was first): count them afresh
-        votes = votes_of([one.text for one in question.answers], question.row, config.kind)
-        test, _ = tests.setdefault(question.id, (LeaderTest(config.alpha), 0))
-        test.counts.clear()
-        for one in votes:
+    def __init__(self, config: ChooseConfig, verb: str, scorers: Mixture | None) -> None:
+        self.config, self.verb, self.scorers = config, verb, scorers
+        self.known: dict[str, Question] = {}
+
+    def __call__(self, questions: Sequence[Question]) -> list[bool]:
+        """Of each question, whose answers are those so far."""
+        if self.verb == "vote":
+            return [self.by_votes(one) for one in questions]
+        self.score(questions)
+        return [self.by_scores(self.known[one.id]) for one in questions]
+
+    def by_votes(self, question: Question) -> bool:
+        """Is the leader neither announced nor safe?"""
+        config = self.config
+        test = LeaderTest(config.alpha)
+        # from the first answer on: an equivalent one may have taken another's name
+        for one in votes_of([one.text for one in question.answers], question.row, config.kind):
             test.add(one)
-        left = config.num_generations - len(votes)
-        return not (test.decided or test.settled(left))
+        left = config.num_generations - test.drawn
+        hopeless = config.give_up and test.hopeless(left)
+        return not (test.decided or test.settled(left) or hopeless)
 
-    def by_scores(question: Question) -> bool:
+    def by_scores(self, question: Question) -> bool:
+        """Is one more answer worth it, or the bar not reached?"""
+        config = self.config
         name = scorer_name(config, question)
         scores = [answer.score(name) for answer in question.answers]
         there = [score for score in scores if score is not None]
@@ -128,18 +138,13 @@ def wants_more(
             return not any(score >= config.bar for score in there)
         return value_of_one_more(there) >= config.worth
 
-    def wants(questions: Sequence[Question]) -> list[bool]:
-        if verb == "vote":
-            return [by_votes(one) for one in questions]
-        assert scorers is not None
-        fresh = scored([newest(one, known) for one in questions], scorers)
-        for one in fresh:
-            before = known.get(one.id)
+    def score(self, questions: Sequence[Question]) -> None:
+        """Score what is new."""
+        assert self.scorers is not None
+        for one in scored([newest(one, self.known) for one in questions], self.scorers):
+            before = self.known.get(one.id)
             answers = (*(before.answers if before else ()), *one.answers)
-            known[one.id] = Question(one.id, one.row, answers)
-        return [by_scores(known[one.id]) for one in questions]
-
-    return wants
+            self.known[one.id] = Question(one.id, one.row, answers)
 
 
 def newest(question: Question, known: dict[str, Question]) -> Question:

@@ -61,7 +61,7 @@ def test_an_answer_without_a_score_is_chosen_by_none():
 
 
 def test_an_adaptive_vote_ends_as_the_whole_vote_does():
-    """All sequences of eight votes over three answers: the same leader, in as many draws or fewer."""
+    """All sequences of eight votes over three answers: the same leader, in no more draws."""
     fewer = 0
     for votes in product("abc", repeat=8):
         leader, count = stopped_vote(votes, 1e-9)  # never announced: only settled votes end early
