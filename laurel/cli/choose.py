@@ -70,11 +70,19 @@ def run(args: argparse.Namespace) -> int:
 def run_choice(config: ChooseConfig, verb: str) -> Chosen:
     """The choices of a verb, from answers that are there, or that are drawn for it."""
     from laurel.search.pool import scored
-    from laurel.search.run import Chosen, choose, graded, load_grader, load_scorers
+    from laurel.search.run import (
+        Chosen,
+        check_scorers,
+        choose,
+        graded,
+        load_grader,
+        load_scorers,
+    )
 
     questions, rows = stored_or_rows(config)
     columns = [one.row for one in questions] if questions else rows
     scorers, grader = load_scorers(config, columns), load_grader(config, columns)
+    check_scorers(config, scorers)
     if not questions:
         questions = draw_answers(config, verb, rows, scorers)
     with progress("questions chosen", len(questions)) as watch:

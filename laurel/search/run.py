@@ -56,6 +56,9 @@ def check_config(config: ChooseConfig, verb: str) -> None:
     if needs and not config.scorers:
         fix = "Such as --scorers '[model:FOLDER]', prm:FOLDER, judge:FILE.yaml, or a verifier."
         raise UsageError("nothing says how good an answer is.", where="scorers", fix=fix)
+    if len(config.scorers) > 1:
+        fix = "Name one; curves compare several."
+        raise UsageError("one scorer chooses.", where="scorers", fix=fix)
     if verb == "vote" and config.bar is not None:
         raise UsageError("a bar is for `best`.", where="bar", fix="Leave it out.")
     if verb == "best" and config.weigh != "none":
@@ -73,6 +76,15 @@ def load_scorers(config: ChooseConfig, rows: Sequence[Any]) -> Mixture | None:
         return None
     how: dict[str, Any] = {"timeout": config.reward_timeout, "max_failed_fraction": 1.0}
     return load_rewards(config.scorers, None, rows, **how)
+
+
+def check_scorers(config: ChooseConfig, scorers: Mixture | None) -> None:
+    """UsageError for a judge of pairs where answers are scored one by one."""
+    one_by_one = config.adaptive or config.bar is not None
+    if scorers is not None and one_by_one and scorers.win_chances:
+        what = "a judge of pairs compares answers; it scores none by itself."
+        fix = "Take a judge of form: score, or leave adaptive and bar out."
+        raise UsageError(what, where="scorers", fix=fix)
 
 
 def load_grader(config: ChooseConfig, rows: Sequence[Any]) -> Mixture | None:
