@@ -112,9 +112,7 @@ def test_a_server_draws_by_number(tmp_path):
         source = ServerSource(how)
         found = source.draw(ROWS, 2, 2)
         # one more and one fewer: answer 3 of each question is the same
-        repeated = [
-            [one, *row] for (one, _), row in zip(found, source.draw(ROWS, 3, 1), strict=True)
-        ]
+        more = source.draw(ROWS, 3, 1)
         source.close()
     # the wire's seeds have 63 bits, so these are other draws than in process: of the same law
     assert all(0 < one.tokens <= 8 and one.logp < 0 for row in found for one in row)
@@ -152,13 +150,10 @@ def test_stored_answers_from_the_command_line(tmp_path, capsys):
     assert main(["choose", "vote", *words, "--sft", str(tmp_path / "s.jsonl")]) == 0
     said = capsys.readouterr().out
     assert "3, 1 without a choice" in said and "no answer can be read" in said
-    assert json.loads((tmp_path / "o/summary.json").read_text())["accuracy"][
-        "value"
-    ] == pytest.approx(2 / 3)
-    assert [json.loads(line)["completion"] for line in open(tmp_path / "s.jsonl")] == [
-        "3",
-        "it is 4",
-    ]
+    facts = json.loads((tmp_path / "o/summary.json").read_text())
+    assert facts["accuracy"]["value"] == pytest.approx(2 / 3)
+    lines = (tmp_path / "s.jsonl").read_text().splitlines()
+    assert [json.loads(line)["completion"] for line in lines] == ["3", "it is 4"]
     assert main(["choose", "best", *words, "--scorers", "numeric"]) == 0
     assert main(["choose", "curves", *words]) == 0
     assert (tmp_path / "o/curves.html").read_text().count("<svg") >= 1
