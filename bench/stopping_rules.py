@@ -1,6 +1,6 @@
 """How often is a rule wrong that looks after every answer? Counted exactly, no draw is made.
 
-    python -m laurel_worlds.experiments.stopping_rules
+    python bench/stopping_rules.py
 
 Prints the largest error of rules that announce the most likely of two and of three answers, over
 all distributions on a grid and up to 64 draws; then what best-of-n and rejection sampling are
@@ -20,7 +20,7 @@ from laurel.measure.stopping_law import (
     peeking_test,
     stopping_laws,
 )
-from laurel_worlds.experiments.comparison import make_parser, markdown_table
+from laurel_worlds.experiments.comparison import markdown_table
 
 MOST = 64
 TWO = [(i / 100, 1 - i / 100) for i in range(101)]
@@ -38,9 +38,8 @@ SHOWN = (0.7, 0.2, 0.1)
 """A distribution of which the mean number of draws is shown."""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> int:
     """Print both tables."""
-    make_parser(__doc__ or "").parse_args(argv)
     print(f"largest error up to {MOST} draws, and the draws at p = {SHOWN}\n")
     head = ("rule", "two answers", "at", "three answers", "draws", "announced")
     print(markdown_table(head, [row_of(name) for name in RULES]))
