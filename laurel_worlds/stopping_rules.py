@@ -1,6 +1,6 @@
 """How often is a rule wrong that looks after every answer? Counted exactly, no draw is made.
 
-    python bench/stopping_rules.py
+    python -m laurel_worlds.stopping_rules
 
 Prints the largest error of rules that announce the most likely of two and of three answers, over
 all distributions on a grid and up to 64 draws; then what best-of-n and rejection sampling are
@@ -10,6 +10,7 @@ exactly, on a language of eight answers. docs/choosing.md records a run.
 from itertools import product
 
 import numpy as np
+from rich.console import Console
 
 from laurel.measure.best_of_n import best_of_n_bound, best_of_n_law, kl, rejection_law
 from laurel.measure.stopping_law import (
@@ -20,7 +21,8 @@ from laurel.measure.stopping_law import (
     peeking_test,
     stopping_laws,
 )
-from laurel_worlds.experiments.comparison import markdown_table
+from laurel.report.exhibit import Table
+from laurel.report.exhibit_text import text_table
 
 MOST = 64
 TWO = [(i / 100, 1 - i / 100) for i in range(101)]
@@ -40,19 +42,18 @@ SHOWN = (0.7, 0.2, 0.1)
 
 def main() -> int:
     """Print both tables."""
-    print(f"largest error up to {MOST} draws, and the draws at p = {SHOWN}\n")
+    console = Console(highlight=False)
+    title = f"largest error up to {MOST} draws, and the draws at p = {SHOWN}"
     head = ("rule", "two answers", "at", "three answers", "draws", "announced")
-    print(markdown_table(head, [row_of(name) for name in RULES]))
-    print("\nbest of n and rejection sampling on eight answers, in nats\n")
+    console.print(text_table(Table(title, head, tuple(map(row_of, RULES))), 100))
     head = ("n", "KL to the policy", "log n - (n - 1) / n")
-    print(markdown_table(head, [selection_row(n) for n in (1, 2, 4, 8, 16, 64)]))
+    rows = tuple(selection_row(n) for n in (1, 2, 4, 8, 16, 64))
+    console.print(text_table(Table("best of n on eight answers, in nats", head, rows), 100))
     p, scores = language()
     accepted, chance = rejection_law(p.tolist(), scores.tolist(), beta=0.5, bar=2.0)
     tilted = p * np.exp(scores / 0.5)
     gap = float(np.abs(accepted - tilted / tilted.sum()).max())
-    print(
-        f"\nrejection sampling: {chance:.4f} are accepted, at most {gap:.1e} from p exp(r / beta)"
-    )
+    print(f"rejection sampling: {chance:.4f} are accepted, at most {gap:.1e} from p exp(r / beta)")
     return 0
 
 
