@@ -30,11 +30,11 @@ THREE = [
     (i / 20, j / 20, (20 - i - j) / 20) for i, j in product(range(21), repeat=2) if i + j <= 20
 ]
 RULES = {
-    "announced when every E_m is 1/alpha, alpha .05": anytime(0.05),
-    "the same, alpha .01": anytime(0.01),
-    "a sign test of the leader against the next, .05": peeking_test(0.05),
-    "P(leader > next) of .95 under a flat prior": adaptive_consistency(0.05),
-    "three more votes than the next": in_a_row(3),
+    "laurel's, alpha .05": anytime(0.05),
+    "laurel's, alpha .01": anytime(0.01),
+    "sign test after every draw, .05": peeking_test(0.05),
+    "adaptive consistency, .95": adaptive_consistency(0.05),
+    "three votes ahead": in_a_row(3),
 }
 SHOWN = (0.7, 0.2, 0.1)
 """A distribution of which the mean number of draws is shown."""
@@ -42,7 +42,7 @@ SHOWN = (0.7, 0.2, 0.1)
 
 def main() -> int:
     """Print both tables."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=100)
     title = f"largest error up to {MOST} draws, and the draws at p = {SHOWN}"
     head = ("rule", "two answers", "at", "three answers", "draws", "announced")
     console.print(text_table(Table(title, head, tuple(map(row_of, RULES))), 100))
