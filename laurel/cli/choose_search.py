@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laurel.cli.options import add_options, read_options
-from laurel.search.tree_run import NOT_OURS, SearchConfig
+from laurel.search.tree_options import NOT_OURS, SearchConfig
 
 if TYPE_CHECKING:
     from laurel.rollout.sampler import Sampler

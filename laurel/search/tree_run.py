@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from laurel.core.errors import UsageError
-from laurel.core.options import option
 from laurel.core.protocols import Generator
 from laurel.core.sample import Draw
 from laurel.data.source import Row
@@ -15,35 +14,11 @@ from laurel.search.options import ChooseConfig
 from laurel.search.run import Chosen, graded, load_grader, load_scorers
 from laurel.search.tree import RewardValue, TreeShape, tree_search
 from laurel.search.tree_file import TreeFile
+from laurel.search.tree_options import NOT_OURS, SearchConfig
 
 TREE = "tree.jsonl"
 DRAWN_BY = ("seed", "max_completion_length", "temperature", "top_p", "top_k", "stop")
 SHAPED_BY = ("branches", "subtrees", "delimiters", "step_tokens", "max_steps", "distinct")
-NOT_OURS = ("pool", "url", "adaptive", "alpha", "worth", "bar", "weigh", "k")
-"""Options of the other verbs, which say nothing to a search."""
-
-
-class SearchConfig(ChooseConfig):
-    """Everything `laurel choose search` can be told: num_generations is the number of beams."""
-
-    branches: int = option(
-        4,
-        "next steps of each prefix that is kept; num_generations / branches are kept",
-        ge=1,
-        group="search",
-    )
-    subtrees: int = option(
-        1,
-        "1: beam search; num_generations / branches: diverse verifier tree search; or between",
-        ge=1,
-    )
-    delimiters: list[str] = option(["\n"], "strings that end a step, as the model's end does")
-    step_tokens: int = option(0, "tokens after which a step ends, too; 0: no limit", ge=0)
-    max_steps: int = option(64, "steps of an answer, at most", ge=1)
-    distinct: bool = option(True, "of equal prefixes keep the first, while there are others")
-    final: Literal["best", "vote"] = option(
-        "best", "the answer with the highest value, or the vote weighted by values"
-    )
 
 
 def shape_of(config: SearchConfig) -> TreeShape:
