@@ -90,7 +90,7 @@ def by_hand(policy, pair, listed=None):
     """P(first better) of the short prompt in both orders, by transformers; and the mass on none.
 
     listed: the tokens that a server tells of at most. A label that is not among them counts as the
-    last of these does.
+    last of these does; where neither is, nothing is known.
     """
     chances, missing = [], []
     for first, second in ((pair.first, pair.second), (pair.second, pair.first)):
@@ -98,10 +98,14 @@ def by_hand(policy, pair, listed=None):
         tokens = policy.tokenizer.get_vocab()
         every = direct_next(policy, [{"role": "user", "content": said}], tokens)
         least = 0.0 if listed is None else sorted(every.values())[-listed]
+        if max(every["A"], every["B"]) < least:
+            chances.append(None)
+            missing.append(None)
+            continue
         p = {label: max(every[label], least) for label in "AB"}
         chances.append(p["A"] / sum(p.values()))
         missing.append(1 - sum(every[label] for label in "AB" if every[label] >= least))
-    return [chances[0], 1 - chances[1]], missing
+    return [chances[0], None if chances[1] is None else 1 - chances[1]], missing
 
 
 @needs_vllm

@@ -290,7 +290,8 @@ def test_killed_in_every_stage_the_artefacts_are_equal(files, tmp_path):
         sign = f"{stage}-*/metrics.jsonl" if trains else f"{stage}-*"
         if killed_at(words, root, sign, f"{stage}-*/artefact.json", log):
             early.append(stage)
-    assert {"assistant", "revise", "judge", "reward", "policy", "compare"} <= set(early), early
+    # a stage of three steps may be over before the kill: most are not
+    assert {"revise", "judge", "reward"} <= set(early) and len(early) >= 8, early
     ended(words, log)
     assert digests(root) == digests(whole)
     assert read_json(root / "summary.json")["figures"] == summary["figures"]
