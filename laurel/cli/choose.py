@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laurel.cli.bar import progress
 from laurel.cli.options import add_options, read_options
 from laurel.core.errors import UsageError
 from laurel.search.options import ChooseConfig
@@ -94,31 +92,17 @@ def run_choice(config: ChooseConfig, verb: str) -> Chosen:
 
 def stored_or_rows(config: ChooseConfig) -> tuple[list[Question], list[Row]]:
     """The questions of a pool with their answers; or none, and the rows to draw answers for."""
+    from laurel.eval.load import load_prompts
     from laurel.search.pool import Question, read_pool
 
     if config.pool is None:
-        return [], load_rows(config)
+        return [], load_prompts(config, "choosing")
     most = config.num_generations if "num_generations" in config.model_fields_set else None
     found = [
         Question(one.id, one.row, one.answers[:most])
         for one in read_pool(config.pool)[: config.limit or None]
     ]
     return found, []
-
-
-def load_rows(config: ChooseConfig) -> list[Row]:
-    """The questions to draw answers for."""
-    from laurel.data.rows import read_rows
-
-    rows = read_rows(
-        config.dataset,
-        "rl",
-        split=config.dataset_split,
-        seed=config.seed,
-        size=config.dataset_size,
-        by="choosing",
-    )
-    return rows[: config.limit or None]
 
 
 def draw_answers(
@@ -160,19 +144,10 @@ def answer_source(config: ChooseConfig) -> tuple[AnswerSource, str]:
 
     if config.url is not None:
         return ServerSource(config), f"{config.url} {config.model}"
-    from laurel.core.config import EvalConfig
-    from laurel.judge.child import digest_of_folder
-    from laurel.rollout.sampler import Sampler
-    from laurel.train.inference import policies_of
+    from laurel.cli.choose_model import local_sampler
 
-    names = ("model", "dataset", "device", "dtype", "num_threads", "chat_template")
-    how = {name: getattr(config, name) for name in names}
-    policy, _ = policies_of(EvalConfig(**how))
-    for note in policy.notes:
-        print(note, file=sys.stderr, flush=True)
-    local = Path(config.model).is_dir()
-    identity = digest_of_folder(config.model) if local else config.model
-    return LocalSource(Sampler(policy), config), identity
+    sampler, identity = local_sampler(config)
+    return LocalSource(sampler, config), identity
 
 
 def run_curves(config: ChooseConfig) -> int:
@@ -242,15 +217,3 @@ def summary_lines(facts: dict[str, Any]) -> str:
         bounds = f"[{found['low']:.3f}, {found['high']:.3f}]"
         lines.append(f"accuracy   {found['value']:.3f} {bounds}")
     return "\n".join(lines)
-
-
-@contextmanager
-def progress(words: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar where somebody looks; what it gives is told how many more are done."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(words, total=total)
-        yield lambda count: bar.advance(task, count)

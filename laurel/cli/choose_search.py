@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laurel.cli.bar import progress
 from laurel.cli.options import add_options, read_options
 from laurel.search.tree_options import NOT_OURS, SearchConfig
 
 if TYPE_CHECKING:
-    from laurel.rollout.sampler import Sampler
     from laurel.search.run import Chosen
 
 WORDS = "answers grow a step at a time; a process reward model keeps the most promising prefixes"
@@ -27,41 +26,19 @@ def add_search(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search; 0 when it ends."""
-    from laurel.cli.judge_run import progress
-    from laurel.data.rows import read_rows
+    from laurel.cli.choose_model import local_sampler
+    from laurel.eval.load import load_prompts
     from laurel.search.run import write_choices
     from laurel.search.tree_run import searched, shape_of
 
     config = read_options(args, SearchConfig)
     shape_of(config)
-    rows = read_rows(
-        config.dataset,
-        "rl",
-        split=config.dataset_split,
-        seed=config.seed,
-        size=config.dataset_size,
-        by="choosing",
-    )[: config.limit or None]
-    generator, identity = generator_of(config)
+    rows = load_prompts(config, "choosing")
+    generator, identity = local_sampler(config)
     with progress("questions searched", len(rows)) as watch:
         chosen = searched(generator, rows, config, identity, watch)
     print_found(write_choices(Path(config.output_dir), chosen), chosen, config.output_dir)
     return 0
-
-
-def generator_of(config: SearchConfig) -> tuple[Sampler, str]:
-    """The sampler of the model, and what tells it from any other."""
-    from laurel.core.config import EvalConfig
-    from laurel.judge.child import digest_of_folder
-    from laurel.rollout.sampler import Sampler
-    from laurel.train.inference import policies_of
-
-    names = ("model", "dataset", "device", "dtype", "num_threads", "chat_template")
-    policy, _ = policies_of(EvalConfig(**{name: getattr(config, name) for name in names}))
-    for note in policy.notes:
-        print(note, file=sys.stderr, flush=True)
-    local = Path(config.model).is_dir()
-    return Sampler(policy), digest_of_folder(config.model) if local else config.model
 
 
 def print_found(facts: dict[str, Any], chosen: Chosen, folder: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laurel.cli.bar import progress
 from laurel.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -215,22 +216,6 @@ def check_rows(found: Judged, drawn_for: Callable[[str], bool]) -> list[dict[str
         for drawn, judged in zip(found.pairs, found.judgements, strict=True)
         if drawn_for(drawn.pair.id)
     ]
-
-
-@contextmanager
-def progress(words: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar where somebody looks; what it gives is told how many more are done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Left
-
-    console = Console(stderr=True)
-    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), Left())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(words, total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 def print_facts(facts: dict[str, Any], found: Judged, known: int, folder: Path) -> None:

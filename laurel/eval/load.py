@@ -24,15 +24,18 @@ from laurel.model.policy import (
 from laurel.model.render import without_template
 
 
-def load_prompts(config: EvalConfig) -> list[Row]:
-    """The rows of `dataset`, the first `limit` of them."""
+def load_prompts(config: Any, by: str = "sampling") -> list[Row]:
+    """The rows of `dataset`, the first `limit` of them.
+
+    config: of an evaluation, or of choosing. by: what needs them, for errors.
+    """
     rows = read_rows(
         config.dataset,
         "rl",
         split=config.dataset_split,
         seed=config.seed,
         size=config.dataset_size,
-        by="sampling",
+        by=by,
     )
     return rows[: config.limit or None]
 
