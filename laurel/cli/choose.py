@@ -176,7 +176,7 @@ def run_curves(config: ChooseConfig) -> int:
     how: dict[str, Any] = {"ks": config.k, "alpha": config.alpha, "seed": config.seed}
     points = curves(judged, names, weigh_likelihood=likely, greedy=greedy, **how)
     shown = curves_exhibit(points, config.pool or config.dataset, len(questions))
-    write_curves(shown, points, Path(config.output_dir))
+    write_curves(shown, points, config)
     return 0
 
 

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 
 from laurel.core.files import write_atomic
 from laurel.measure.intervals import Interval
-from laurel.report.exhibit import Chart, Claim, Exhibit, Table
+from laurel.report.exhibit import Chart, Exhibit, Table
 from laurel.report.exhibit_page import write_page
 from laurel.report.exhibit_text import print_exhibit
 from laurel.search.curves import Point
+from laurel.search.options import ChooseConfig
 
-PAGE, DATA = "curves.html", "curves.json"
+PAGE, DATA, OPTIONS = "curves.html", "curves.json", "options.yaml"
 
 
 def curves_exhibit(points: Sequence[Point], source: str, questions: int) -> Exhibit:
@@ -48,7 +50,7 @@ def curves_exhibit(points: Sequence[Point], source: str, questions: int) -> Exhi
         {"points": [asdict(one) for one in points]},
         tables=(Table("every way at every k", heads, rows),),
         charts=tuple(charts(points)),
-        claims=tuple(claims(points)),
+        notes=tuple(gains(points)),
     )
 
 
@@ -87,18 +89,15 @@ def curve(
     ]
 
 
-def claims(points: Sequence[Point]) -> list[Claim]:
-    """What the last point of each way says: is it better than one answer?"""
-    found = list[Claim]()
+def gains(points: Sequence[Point]) -> list[str]:
+    """What the last point of each way gains: a finding, not a claim of the page's."""
+    found = list[str]()
     for way in ways(points):
         last = [one for one in points if one.way == way][-1]
-        if last.k == 1:
-            continue
-        evidence = (
-            f"gain {last.gain.value:+.3f} {bounds(last.gain)} with {last.answers:.1f} answers"
-        )
-        text = f"{way} of {last.k} beats {baseline(points)}"
-        found.append(Claim(text, last.gain.low > 0, evidence))
+        if last.k > 1:
+            gain = f"{last.gain.value:+.3f} {bounds(last.gain)}"
+            words = f"{way} of {last.k} against {baseline(points)}: {gain}"
+            found.append(f"{words} with {last.answers:.1f} answers.")
     return found
 
 
@@ -107,10 +106,13 @@ def bounds(interval: Interval) -> str:
     return f"[{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def write_curves(shown: Exhibit, points: Sequence[Point], folder: Path) -> None:
-    """curves.html and curves.json; the table on the terminal."""
+def write_curves(shown: Exhibit, points: Sequence[Point], config: ChooseConfig) -> None:
+    """curves.html, curves.json and the options that make them again; the table on the terminal."""
+    folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / DATA, json.dumps([asdict(one) for one in points], indent=1) + "\n")
-    write_page(shown, folder / PAGE, command="laurel choose curves")
+    options = {**config.model_dump(exclude_defaults=True), "output_dir": config.output_dir}
+    write_atomic(folder / OPTIONS, yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
+    write_page(shown, folder / PAGE, command=f"laurel choose curves --config {folder / OPTIONS}")
     print_exhibit(shown, Console(highlight=False))
     print(f"the figure: {folder / PAGE}")

@@ -157,5 +157,11 @@ def test_stored_answers_from_the_command_line(tmp_path, capsys):
     assert main(["choose", "best", *words, "--scorers", "numeric"]) == 0
     assert main(["choose", "curves", *words]) == 0
     assert (tmp_path / "o/curves.html").read_text().count("<svg") >= 1
-    assert "majority" in capsys.readouterr().out
+    assert "majority of 3 against one answer" in capsys.readouterr().out
+    made = (tmp_path / "o/curves.json").read_bytes()
+    again = str(tmp_path / "o/options.yaml")
+    assert again in (tmp_path / "o/curves.html").read_text()
+    assert main(["choose", "curves", "--config", again]) == 0
+    assert (tmp_path / "o/curves.json").read_bytes() == made
+    capsys.readouterr()
     assert main(["choose", "vote", *words, "--alpa", "1"]) == 2
